@@ -1,0 +1,26 @@
+"""Colourise: give a grey picture its colours back. Never trained. Scored by PSNR of chroma (Cb, Cr of JPEG's YCbCr)."""
+
+import numpy as np
+from PIL import Image
+
+from lvmlab.tasks.base import psnr
+from lvmlab.tasks.restoration import Restoration
+
+
+def chroma(picture: np.ndarray) -> np.ndarray:
+    """(S, S, 3) uint8 RGB to its (S, S, 2) chroma."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).convert("YCbCr"))[..., 1:]
+
+
+class Colourise(Restoration):
+    name = "colourise"
+
+    def degrade(self, picture, encoding, rng):
+        grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
+        return np.repeat(grey[..., None], 3, -1), {}
+
+    def score(self, answer, pair, encoding) -> float:
+        return psnr(chroma(answer), chroma(pair.label))
+
+    def more_scores(self, answer, pair, encoding):
+        return {}

@@ -1,0 +1,51 @@
+"""Pose: a person's skeleton, OpenPose's colours on black by default. Score: PCK@0.1, OKS beside it."""
+
+import numpy as np
+
+from lvmlab.tasks import skeleton
+from lvmlab.tasks.base import BACKGROUNDS, Encoding, Pair, Task, to_uint8
+from lvmlab.world import scenes
+
+_OTHERS = ("grey", "navy", "maroon")  # dark enough for every bone's colour to stand out
+
+
+class Pose(Task):
+    name, metric, trained, kind = "pose", "PCK@0.1", True, 2
+
+    def encoding(self, rng, held_out=False):
+        """Seven sentences of ten are OpenPose's colours on black; the rest another ground or left and right exchanged."""
+        palette, ground = "openpose", "black"
+        draw, other = rng.random(), str(rng.choice(_OTHERS))
+        if held_out:
+            palette = "turned"
+        elif draw > 0.85:
+            palette = "mirrored"
+        elif draw > 0.7:
+            ground = other
+        return Encoding(f"{palette} on {ground}", options=(("palette", palette), ("ground", BACKGROUNDS[ground])))
+
+    def pair(self, sources, split, size, encoding, rng) -> Pair:
+        scene = scenes.body_scene(sources, split, size, rng)
+        label = self._draw(scene.keypoints, size, encoding)
+        return Pair(to_uint8(scene.image), label, {"keypoints": scene.keypoints, "box": scene.box}, scene.body)
+
+    def _draw(self, keypoints, size, encoding):
+        return skeleton.draw(keypoints, size, encoding.option("palette"), encoding.option("ground"))
+
+    def read(self, answer: np.ndarray, encoding: Encoding) -> np.ndarray:
+        return skeleton.read(answer, encoding.option("palette"), encoding.option("ground"))
+
+    def score(self, answer, pair, encoding) -> float:
+        return skeleton.pck(self.read(answer, encoding), pair.truth["keypoints"], pair.truth["box"])
+
+    def more_scores(self, answer, pair, encoding):
+        return {"OKS": skeleton.oks(self.read(answer, encoding), pair.truth["keypoints"], pair.truth["box"])}
+
+    def floors(self, examples, query, encoding):
+        size, mean = query.image.shape[0], skeleton.mean_skeleton()
+        box = query.truth["box"]
+        boxes = np.mean([pair.truth["box"] for pair in examples], 0)
+        return super().floors(examples, query, encoding) | {
+            "constant": self._draw(boxes[:2] + mean * (boxes[2:] - boxes[:2]), size, encoding),
+            "mean skeleton": self._draw(box[:2] + mean * (box[2:] - box[:2]), size, encoding),
+        }

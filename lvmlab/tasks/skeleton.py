@@ -1,0 +1,148 @@
+"""Skeletons as pictures: drawing one in a palette, and reading the joints back from its limbs' colours.
+
+The drawing keeps OpenPose's limbs and colours. At 256 px the paper draws joints of radius 8 and bones of 4; at 64 px a
+bone of one pixel is below what an 8x8 grid of tokens can carry, so the rule here is: thirteen bones of width 3/64 of the
+side with round ends, no joint discs, eyes and ears left out. A joint is then where two bones of known colours meet.
+"""
+
+import functools
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+NOSE, SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = 0, (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)
+NECK = 17  # the middle of the shoulders, appended to COCO's 17
+SCORED = [*ELBOWS, *WRISTS, *KNEES, *ANKLES]
+DRAWN = [NOSE, *SHOULDERS, *ELBOWS, *WRISTS, *HIPS, *KNEES, *ANKLES]
+
+# OpenPose's limb order; person's right (even COCO indices) before left
+LIMBS = (
+    (NECK, 6), (NECK, 5), (6, 8), (8, 10), (5, 7), (7, 9),
+    (NECK, 12), (12, 14), (14, 16), (NECK, 11), (11, 13), (13, 15), (NECK, NOSE),
+)  # fmt: skip
+_WHEEL = (
+    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0),
+    (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255),
+    (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85),
+)  # fmt: skip
+_MIRRORED = (1, 0, 4, 5, 2, 3, 9, 10, 11, 6, 7, 8, 12)
+PALETTES = {
+    "openpose": _WHEEL[:13],
+    "mirrored": tuple(_WHEEL[i] for i in _MIRRORED),
+    "turned": tuple(_WHEEL[(i + 7) % 18] for i in range(13)),  # held out of the LVM's training
+}
+WIDTH = 3 / 64  # of a bone, relative to the picture's side
+# COCO's per-keypoint constants for object keypoint similarity
+SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+_DRAW_ORDER = (6, 9, 0, 1, 12, 7, 8, 10, 11, 2, 3, 4, 5)  # trunk first, arms last: hands lie over the body
+_CHAINS = ((2, 3, 0), (4, 5, 1), (7, 8, 6), (10, 11, 9))  # upper bone, lower bone, the trunk bone they hang from
+
+
+def draw(keypoints: np.ndarray, size: int, palette: str, background: tuple[int, int, int]) -> np.ndarray:
+    """Keypoints (17, 2) in pixels to a label image, uint8 (size, size, 3), four times supersampled."""
+    fine = 4
+    canvas = Image.new("RGB", (fine * size, fine * size), tuple(background))
+    pen = ImageDraw.Draw(canvas)
+    points = np.vstack([keypoints, keypoints[list(SHOULDERS)].mean(0)]) * fine
+    radius = WIDTH * size * fine / 2
+    for limb in _DRAW_ORDER:
+        (x0, y0), (x1, y1) = (points[end] for end in LIMBS[limb])
+        colour = PALETTES[palette][limb]
+        pen.line((x0, y0, x1, y1), fill=colour, width=round(2 * radius))
+        for x, y in ((x0, y0), (x1, y1)):
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    return np.asarray(canvas.reduce(fine))
+
+
+def read(picture: np.ndarray, palette: str, background: tuple[int, int, int]) -> np.ndarray:
+    """A label image, uint8 (S, S, 3), to keypoints (17, 2) in pixels; NaN where nothing of a joint's bones is found.
+
+    Each pixel off the background goes to the bone whose colour lies in the same direction from the background; a bone is
+    the principal axis of its pixels; a joint is where the nearest ends of its two bones meet, or the free end.
+    """
+    size = picture.shape[0]
+    ground = np.asarray(background, np.float32)
+    offset = picture.astype(np.float32) - ground
+    colours = np.asarray(PALETTES[palette], np.float32) - ground
+    strength = np.linalg.norm(offset, axis=-1)
+    alike = offset @ colours.T / (strength[..., None] * np.linalg.norm(colours, axis=-1) + 1e-6)
+    nearest = alike.argmax(-1)
+    marked = (strength > 0.35 * np.linalg.norm(colours, axis=-1)[nearest]) & (alike.max(-1) > 0.85)
+    ends = [_segment(marked & (nearest == limb), size) for limb in range(len(LIMBS))]
+    points = np.full((18, 2), np.nan)
+    for upper, lower, trunk in _CHAINS:
+        root, middle = LIMBS[upper]
+        points[root], points[middle], points[LIMBS[lower][1]] = _chain(ends[upper], ends[lower], ends[trunk])
+    shoulders = points[list(SHOULDERS)]
+    neck = np.nanmean(shoulders, 0) if np.isfinite(shoulders).any() else None
+    if ends[12] is not None:
+        points[NOSE] = _far(ends[12], neck)
+    return points[:17]
+
+
+def _segment(mask: np.ndarray, size: int) -> np.ndarray | None:
+    """The two ends (2, 2) of the bone drawn by these pixels, or None where there are too few."""
+    from scipy.ndimage import label
+
+    parts, count = label(mask, np.ones((3, 3)))
+    if not count:
+        return None
+    sizes = np.bincount(parts.ravel())[1:]
+    kept = np.isin(parts, 1 + np.flatnonzero(sizes >= max(2, 0.3 * sizes.max())))
+    ys, xs = np.nonzero(kept)
+    if len(xs) < 3:
+        return None
+    points = np.stack([xs, ys], 1) + 0.5
+    centre = points.mean(0)
+    axis = np.linalg.svd(points - centre, full_matrices=False)[2][0]
+    along = (points - centre) @ axis
+    # the round ends reach half a width beyond the joints
+    low, high = np.percentile(along, 3), np.percentile(along, 97)
+    trim = min(WIDTH * size / 2 - 0.5, (high - low) / 2)
+    return np.stack([centre + (low + trim) * axis, centre + (high - trim) * axis])
+
+
+def _far(ends: np.ndarray, anchor: np.ndarray | None) -> np.ndarray:
+    if anchor is None:
+        return ends.mean(0)
+    return ends[np.linalg.norm(ends - anchor, axis=1).argmax()]
+
+
+def _chain(upper, lower, trunk):
+    """Root, middle and tip of a limb from the ends of its bones, any of which may be missing."""
+    nothing = np.full(2, np.nan)
+    anchor = trunk.mean(0) if trunk is not None else None
+    if upper is None and lower is None:
+        return nothing, nothing, nothing
+    if lower is None:
+        middle = _far(upper, anchor)
+        return upper.sum(0) - middle, middle, middle
+    if upper is None:
+        tip = _far(lower, anchor)
+        middle = lower.sum(0) - tip
+        return middle, middle, tip
+    gaps = np.linalg.norm(upper[:, None] - lower[None], axis=-1)
+    i, j = np.unravel_index(gaps.argmin(), gaps.shape)
+    return upper[1 - i], (upper[i] + lower[j]) / 2, lower[1 - j]
+
+
+def pck(found: np.ndarray, truth: np.ndarray, box: np.ndarray, share: float = 0.1) -> float:
+    """Share of elbows, wrists, knees and ankles found within ``share`` of the body box's longer side."""
+    limit = share * max(box[2] - box[0], box[3] - box[1])
+    gaps = np.linalg.norm(found[SCORED] - truth[SCORED], axis=1)
+    return float((np.nan_to_num(gaps, nan=np.inf) <= limit).mean())
+
+
+def oks(found: np.ndarray, truth: np.ndarray, box: np.ndarray) -> float:
+    """COCO's object keypoint similarity over the thirteen joints that are drawn; the box's area stands for the body's."""
+    squared = ((found[DRAWN] - truth[DRAWN]) ** 2).sum(1)
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return float(np.nan_to_num(np.exp(-squared / (2 * area * (2 * SIGMAS[DRAWN]) ** 2)), nan=0.0).mean())
+
+
+@functools.cache
+def mean_skeleton() -> np.ndarray:
+    """The mean of the training bodies' keypoints, (17, 2) relative to the body box in [0, 1]."""
+    from lvmlab.world.sources import default
+
+    return np.mean([s.keypoints / s.image.size for s in default().all("bodies", "train")], 0)

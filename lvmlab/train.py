@@ -1,0 +1,261 @@
+"""One training loop on `accelerate`, for tokenizers and language models alike.
+
+A sample is addressed by its step alone, and every checkpoint holds model, optimiser, step and random state, so that a
+training killed at any moment and started again on the same folder goes on to the same losses.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lvmlab.device import PRECISIONS, default_device, precision
+from lvmlab.files import atomic
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+_FREE = ("save_every", "log_every")  # fields that do not change what is computed
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on, with the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to optimise. `steps`, `warmup`, `save_every` and `log_every` count optimiser steps; `clip` 0 means none."""
+
+    steps: int
+    lr: float = 1e-3
+    min_lr: float = 1e-5
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1  # on matrices and convolutions only
+    clip: float = 1.0
+    accumulation: int = 1
+    precision: str = "auto"
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 20
+
+    def __post_init__(self):
+        object.__setattr__(self, "betas", tuple(self.betas))
+        checks = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "lr": (self.lr > 0, "more than 0"),
+            "min_lr": (0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}"),
+            "warmup": (self.warmup >= 0, "0 or more"),
+            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "clip": (self.clip >= 0, "0 (no clipping) or more"),
+            "accumulation": (self.accumulation >= 1, "at least 1"),
+            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            "save_every": (self.save_every >= 1, "at least 1"),
+            "log_every": (self.log_every >= 1, "at least 1"),
+        }
+        for field, (good, accepted) in checks.items():
+            if not good:
+                raise ValueError(f"TrainConfig.{field}={getattr(self, field)!r}: give {accepted}")
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine from `lr` to `min_lr`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def train(
+    model: nn.Module,
+    batches: Callable[[int], Any],
+    loss: Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]],
+    config: TrainConfig,
+    folder: str | Path,
+    on_log: Callable[[dict], None] | None = None,
+    *,
+    identity: dict | None = None,
+    budget_s: float | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Trains `model` in place and returns the log; resumes from `folder` where a checkpoint lies there.
+
+    batches: micro-batch number -> batch, a function of the number alone; it is called in a thread, one batch ahead.
+        Without accumulation and on one device the number is the step, else numbers run on across both.
+    loss: (model, batch) -> (scalar, metrics). A metric named "items" counts pictures or tokens and gives items a second.
+    on_log: called with each record before it is written; it may add fields (an evaluation) and must not draw from the
+        global random state.
+    identity: whatever else decides the outcome (recipe, data); a checkpoint of another identity or configuration is refused.
+    budget_s: stop, with a checkpoint, after so many seconds of this call; no part of the state.
+    Precision is resolved before the checkpoint is compared: fp32 and bf16 give different losses, so neither resumes the other.
+    Raises TrainingError for a checkpoint that does not fit or cannot be read, and for a loss that is not finite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    bf16 = precision(config.precision) == "bf16"
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=default_device().type == "cpu")
+    set_seed(config.seed, device_specific=False)
+    optimizer = _adamw(model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"))
+    identity = json.loads(json.dumps({**_decisive(config), "precision": "bf16" if bf16 else "fp32", "more": identity or {},
+                                      "parameters": sum(p.numel() for p in model.parameters())}))
+    inner = model
+    model, optimizer = accelerator.prepare(model, optimizer)
+    first = _resume(folder, inner, optimizer, identity)
+    log = _read_log(folder / LOG, before=first)
+    if first >= config.steps:
+        return log
+    if accelerator.is_main_process:  # drop what was logged after the checkpoint
+        with atomic(folder / LOG) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in log))
+
+    model.train()
+    workers, rank = accelerator.num_processes, accelerator.process_index
+    started, items, seconds_before = time.perf_counter(), 0, log[-1]["seconds"] if log else 0.0
+    bar = tqdm(total=config.steps, initial=first, disable=not (progress and accelerator.is_main_process), mininterval=1.0)
+
+    def number(step: int, micro: int) -> int:
+        return (step * config.accumulation + micro) * workers + rank
+
+    with ThreadPoolExecutor(1) as pool, bar:
+        ahead = pool.submit(batches, number(first, 0))
+        mark, mark_items = started, 0
+        for step in range(first, config.steps):
+            lr = config.lr_at(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            metrics: dict[str, float] = {}
+            for micro in range(config.accumulation):
+                batch = _to(ahead.result(), accelerator.device)
+                last = micro == config.accumulation - 1
+                ahead = pool.submit(batches, number(step + 1, 0) if last else number(step, micro + 1))
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    with accelerator.autocast():
+                        value, parts = loss(model, batch)
+                    accelerator.backward(value / config.accumulation)
+                parts = {"loss": value.item(), **parts}
+                for name, v in parts.items():
+                    share = 1 if name == "items" else 1 / config.accumulation
+                    metrics[name] = metrics.get(name, 0.0) + float(v) * share
+            if not math.isfinite(metrics["loss"]):
+                raise TrainingError(f"the loss is {metrics['loss']} at step {step}: lower lr (now {config.lr}) or clip (now {config.clip}), "
+                                    f"raise warmup (now {config.warmup}), or train in fp32; the last checkpoint in {folder} is sound")
+            if config.clip:
+                metrics["norm"] = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            items += int(metrics.pop("items", 0)) * workers
+            now = time.perf_counter()
+            spent, final = budget_s is not None and now - started > budget_s, step + 1 == config.steps
+            bar.update()
+            if step % config.log_every == 0 or final or spent:
+                rate = (items - mark_items) / max(now - mark, 1e-9)
+                record = {"step": step, **{k: round(v, 6) for k, v in metrics.items()}, "lr": lr, "items_per_second": round(rate, 1),
+                          "seconds": round(seconds_before + now - started, 1)}
+                if on_log:
+                    on_log(record)
+                log.append(record)
+                if accelerator.is_main_process:
+                    with open(folder / LOG, "a") as f:
+                        f.write(json.dumps(record) + "\n")
+                bar.set_postfix(loss=f"{metrics['loss']:.4f}", rate=f"{rate:,.0f}/s", refresh=False)
+                mark, mark_items = time.perf_counter(), items
+            if (step + 1) % config.save_every == 0 or final or spent:
+                if accelerator.is_main_process:
+                    _save(folder, inner, optimizer, step + 1, identity)
+                accelerator.wait_for_everyone()
+            if spent:
+                break
+    return log
+
+
+def load_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """The latest checkpoint of a training: "model" (a state dict), "step", "identity" (the configuration), ...
+
+    Executes no code from the file. Raises TrainingError where there is none or it is damaged.
+    """
+    state = _read(Path(folder) / CHECKPOINT)
+    return {**state, "identity": json.loads(state["identity"])}
+
+
+def read_log(folder: str | Path) -> list[dict]:
+    """The records of a training's log up to its latest checkpoint."""
+    return _read_log(Path(folder) / LOG, before=load_checkpoint(folder)["step"])
+
+
+def _adamw(model: nn.Module, config: TrainConfig, fused: bool) -> torch.optim.AdamW:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+
+
+def _decisive(config: TrainConfig) -> dict:
+    return {k: v for k, v in asdict(config).items() if k not in _FREE}
+
+
+def _save(folder: Path, model: nn.Module, optimizer, step: int, identity: dict) -> None:
+    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    with atomic(folder / CHECKPOINT) as temporary:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "random": random,
+                    "identity": json.dumps(identity)}, temporary)
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise TrainingError(f"{path} is missing: train first, or give the folder of a training")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state.keys() != {"model", "optimizer", "step", "random", "identity"}:
+            raise ValueError("other keys")
+        return state
+    except Exception as error:
+        raise TrainingError(f"{path} cannot be read ({type(error).__name__}): it is damaged or no checkpoint of this loop; "
+                            "move it away to start afresh") from error
+
+
+def _resume(folder: Path, model: nn.Module, optimizer, identity: dict) -> int:
+    if not (folder / CHECKPOINT).exists():
+        return 0
+    state = load_checkpoint(folder)
+    theirs = state["identity"]
+    differ = [f"{k}: {theirs.get(k)!r} there, {identity.get(k)!r} here" for k in sorted(theirs | identity)
+              if theirs.get(k) != identity.get(k)]
+    if differ:
+        raise TrainingError(f"{folder} holds a training of another configuration ({'; '.join(differ)}): "
+                            "choose another folder or the same configuration")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if torch.cuda.is_available() and state["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    return state["step"]
+
+
+def _read_log(path: Path, before: int) -> list[dict]:
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line cut short by a kill lies after the checkpoint
+            records.append(json.loads(line))
+    return [r for r in records if r["step"] < before]
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {k: _to(v, device) for k, v in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to(v, device) for v in batch)
+    return batch

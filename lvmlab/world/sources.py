@@ -1,0 +1,117 @@
+"""The raw material of mini-world: photographs, object sprites and body sprites, each in exactly one split.
+
+The three tables are Parquet files in ``assets/world``; pictures stay compressed until first asked for. Sprites are kept
+with premultiplied alpha, so that resizing never bleeds the colour of invisible pixels into an edge.
+"""
+
+import functools
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from lvmlab import paths
+
+SPLITS = ("train", "val", "test", "shifted")
+
+
+@dataclass(frozen=True)
+class Photograph:
+    name: str
+    split: str
+    image: Image.Image  # RGB, long side at most 512
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A cut-out: ``image`` is premultiplied ("RGBa"); ``area`` counts its opaque pixels.
+
+    Objects carry ``klass`` and ``family``; bodies carry ``keypoints`` (17, 2) in pixels of the sprite, x before y, in
+    COCO's order, and ``visible`` (17,).
+    """
+
+    name: str
+    family: str
+    split: str
+    klass: str
+    image: Image.Image
+    area: float
+    keypoints: np.ndarray | None = None
+    visible: np.ndarray | None = None
+
+
+class _Table:
+    """Rows of one Parquet file, decoded on demand and kept."""
+
+    def __init__(self, path: Path, decode):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run `python assets/build.py` or reinstall lvmlab")
+        self.rows = pq.read_table(path).to_pylist()
+        self.indices = {s: [i for i, row in enumerate(self.rows) if row["split"] == s] for s in SPLITS}
+        self.get = functools.cache(lambda i: decode(self.rows[i]))
+
+
+def _photograph(row: dict) -> Photograph:
+    return Photograph(row["name"], row["split"], Image.open(io.BytesIO(row["image"])).convert("RGB"))
+
+
+def _sprite(row: dict) -> Sprite:
+    image = Image.open(io.BytesIO(row["image"])).convert("RGBA")
+    area = float((np.asarray(image)[..., 3] > 127).sum())
+    body = "keypoints" in row
+    return Sprite(
+        name=row["name"],
+        family=row["body"] if body else row["family"],
+        split=row["split"],
+        klass="body" if body else row["klass"],
+        image=image.convert("RGBa"),
+        area=area,
+        keypoints=np.asarray(row["keypoints"], np.float64).reshape(17, 2) if body else None,
+        visible=np.asarray(row["visible"], bool) if body else None,
+    )
+
+
+class Sources:
+    """Every source of mini-world by split. ``pick(kind, split, rng)`` draws one uniformly."""
+
+    def __init__(self, folder: Path | None = None):
+        folder = folder or paths.assets() / "world"
+        self.tables = {
+            "photographs": _Table(folder / "photographs.parquet", _photograph),
+            "objects": _Table(folder / "objects.parquet", _sprite),
+            "bodies": _Table(folder / "bodies.parquet", _sprite),
+        }
+
+    def count(self, kind: str, split: str) -> int:
+        return len(self.tables[kind].indices[split])
+
+    def pick(self, kind: str, split: str, rng: np.random.Generator):
+        table = self.tables[kind]
+        return table.get(table.indices[split][rng.integers(len(table.indices[split]))])
+
+    def all(self, kind: str, split: str):
+        table = self.tables[kind]
+        return [table.get(i) for i in table.indices[split]]
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """The object classes, sorted by name."""
+        return sorted({row["klass"] for row in self.tables["objects"].rows})
+
+    @functools.cache  # noqa: B019  the table lives as long as the process
+    def of_class(self, klass: str, split: str) -> list[int]:
+        table = self.tables["objects"]
+        return [i for i in table.indices[split] if table.rows[i]["klass"] == klass]
+
+    def pick_of_class(self, klass: str, split: str, rng: np.random.Generator) -> Sprite:
+        indices = self.of_class(klass, split)
+        return self.tables["objects"].get(indices[rng.integers(len(indices))])
+
+
+@functools.cache
+def default() -> Sources:
+    """The shipped sources, read once a process."""
+    return Sources()

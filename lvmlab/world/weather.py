@@ -1,0 +1,60 @@
+"""Rain and motion blur: what the restoration tasks undo. Strengths scale with the picture's size."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+RAIN_ANGLE = (-35.0, 35.0)  # degrees from the vertical
+RAIN_DENSITY = (0.10, 0.22)  # streaks a pixel column and row, times size: see rain()
+RAIN_LENGTH = (0.14, 0.32)  # of the picture's side, for the nearest layer
+VEIL = (0.25, 0.5)  # share of the light that the rain's mist replaces
+VEIL_GREY = (0.65, 0.9)
+BLUR_LENGTH = (0.14, 0.3)  # of the picture's side
+LAYERS = 3  # depths, near to far: shorter, thinner and fainter streaks
+
+
+@dataclass(frozen=True)
+class Rain:
+    """One weather: ``angle`` in degrees, ``length`` and ``density`` relative to the side, ``veil`` and ``grey`` in [0, 1]."""
+
+    angle: float
+    length: float
+    density: float
+    veil: float
+    grey: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Rain":
+        return cls(*(float(rng.uniform(*r)) for r in (RAIN_ANGLE, RAIN_LENGTH, RAIN_DENSITY, VEIL, VEIL_GREY)))
+
+
+def rain(image: np.ndarray, weather: Rain, rng: np.random.Generator) -> np.ndarray:
+    """Rain over (S, S, 3) in [0, 1]: a grey veil, then bright streaks in three depths. Returns a new array."""
+    size = image.shape[0]
+    out = image * (1 - weather.veil) + weather.veil * weather.grey
+    for depth in range(LAYERS):
+        near = 1 - depth / LAYERS
+        sheet = Image.new("L", (2 * size, 2 * size))
+        pen = ImageDraw.Draw(sheet)
+        count = int(weather.density * 64 * 3 * (1 + depth) / 2)
+        length = 2 * size * weather.length * near
+        angle = np.deg2rad(weather.angle + rng.normal(0, 3))
+        dx, dy = length * np.sin(angle), length * np.cos(angle)
+        for x, y, jitter in zip(*rng.uniform([[-0.2], [-0.3], [0.7]], [[1.2], [1.0], [1.3]], (3, count)), strict=True):
+            x, y = 2 * size * x, 2 * size * y
+            pen.line((x, y, x + dx * jitter, y + dy * jitter), fill=255, width=max(1, round(size / 32 * near)))
+        streaks = np.asarray(sheet.reduce(2), np.float32)[..., None] / 255
+        out = out + streaks * (0.35 + 0.4 * near) * (0.95 - out)
+    return np.clip(out, 0, 1)
+
+
+def motion_blur(image: np.ndarray, angle: float, length: float) -> np.ndarray:
+    """Average (S, S, 3) along a line of ``length`` (relative to the side) at ``angle`` degrees; edges are mirrored."""
+    from scipy.ndimage import shift
+
+    size = image.shape[0]
+    steps = np.linspace(-0.5, 0.5, max(2, round(length * size)))
+    dy, dx = np.sin(np.deg2rad(angle)) * length * size, np.cos(np.deg2rad(angle)) * length * size
+    moved = [shift(image, (s * dy, s * dx, 0), order=1, mode="mirror") for s in steps]
+    return np.clip(np.mean(moved, 0), 0, 1).astype(np.float32)
