@@ -229,20 +229,26 @@ def two_colour_iou(picture: Tensor, target: Tensor) -> Tensor:
 
 def train_tokenizer(pool: str | Path, folder: str | Path, *, preset: str | VQGANConfig = "mini", recipe: Recipe = Recipe(),
                     config: TrainConfig, batch: int = 64, val_pool: str | Path | None = None, eval_every: int = 500,
-                    budget_s: float | None = None, progress: bool = True) -> list[dict]:
-    """Trains a tokenizer on a pool of pictures and returns the log; resumes from `folder`. See `lvmlab.train.train`."""
+                    start: str | Path | None = None, budget_s: float | None = None, progress: bool = True) -> list[dict]:
+    """Trains a tokenizer on a pool of pictures and returns the log; resumes from `folder`. See `lvmlab.train.train`.
+
+    start: the folder of an earlier training whose weights and codebook this one goes on from, with a fresh optimiser.
+    """
     shape = VQGANConfig.preset(preset) if isinstance(preset, str) else preset
     data, val = Pool(pool), Pool(val_pool) if val_pool else None
     if data.pictures.shape[1:3] != (shape.resolution, shape.resolution):
         raise ValueError(f"{pool} holds pictures of {data.pictures.shape[1:3]}: the tokenizer takes {shape.resolution} px")
     torch.manual_seed(config.seed)
     model = TrainingVQGAN(shape, recipe)
+    if start:
+        model.load_state_dict(load_checkpoint(start)["model"])
 
     def on_log(record: dict) -> None:
         if val and (record["step"] % eval_every == 0 or record["step"] == config.steps - 1):
             record["val"] = evaluate(model, val)
 
-    identity = {"network": asdict(shape), "recipe": asdict(recipe), "batch": batch, "pictures": len(data.pictures)}
+    identity = {"network": asdict(shape), "recipe": asdict(recipe), "batch": batch, "pictures": len(data.pictures),
+                **({"start": str(Path(start).name)} if start else {})}
     return train(model, lambda n: data.batch(n, batch, config.seed, recipe.shares), model.loss, config, folder, on_log,
                  identity=identity, budget_s=budget_s, progress=progress)
 

@@ -78,13 +78,14 @@ class Task(ABC):
         """``pairs`` examples under one encoding."""
         return [self.pair(sources, split, size, encoding, rng) for _ in range(pairs)]
 
-    @abstractmethod
-    def score(self, answer: np.ndarray, pair: Pair, encoding: Encoding) -> float:
-        """The score of one answer, uint8 (S, S, 3)."""
+    def score(self, answer: np.ndarray, pair: Pair, encoding: Encoding) -> dict[str, float]:
+        """The scores of one answer, uint8 (S, S, 3), by name; ``metric`` is the one that skill is reckoned from."""
+        raise NotImplementedError
 
-    def more_scores(self, answer: np.ndarray, pair: Pair, encoding: Encoding) -> dict[str, float]:
-        """Further scores reported beside the main one, by name."""
-        return {}
+    def scores(self, answers: np.ndarray, pairs: list[Pair], encodings: list[Encoding]) -> dict[str, np.ndarray]:
+        """The scores of many answers, uint8 (B, S, S, 3): arrays (B,) by name."""
+        rows = [self.score(*item) for item in zip(answers, pairs, encodings, strict=True)]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
     def floors(self, examples: list[Pair], query: Pair, encoding: Encoding) -> dict[str, np.ndarray]:
         """Answers that need no model, by name. The query through the tokenizer is added by the evaluation."""

@@ -19,8 +19,5 @@ class Colourise(Restoration):
         grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
         return np.repeat(grey[..., None], 3, -1), {}
 
-    def score(self, answer, pair, encoding) -> float:
-        return psnr(chroma(answer), chroma(pair.label))
-
-    def more_scores(self, answer, pair, encoding):
-        return {}
+    def score(self, answer, pair, encoding) -> dict[str, float]:
+        return {"PSNR": psnr(chroma(answer), chroma(pair.label))}

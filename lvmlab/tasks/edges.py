@@ -25,15 +25,15 @@ class Edges(Task):
         label = np.repeat((_near(edges, size // 64) * np.uint8(255))[..., None], 3, -1)
         return Pair(to_uint8(scene.image), label, {"edges": edges}, scene.photograph)
 
-    def score(self, answer, pair, encoding) -> float:
+    def score(self, answer, pair, encoding) -> dict[str, float]:
         """Boundary F-score: the answer's strokes thinned to lines, matched within one pixel."""
         from skimage.morphology import thin
 
         lines, truth = thin(answer.astype(np.float32).mean(-1) > 127), pair.truth["edges"]
         if not lines.any() or not truth.any():
-            return float(lines.any() == truth.any())
+            return {"F": float(lines.any() == truth.any())}
         precision, recall = (lines & _near(truth)).sum() / lines.sum(), (truth & _near(lines)).sum() / truth.sum()
-        return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+        return {"F": float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0}
 
     def floors(self, examples, query, encoding):
         return super().floors(examples, query, encoding) | {"constant": np.full_like(query.image, 255)}

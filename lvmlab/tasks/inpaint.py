@@ -19,11 +19,8 @@ class Inpaint(Restoration):
         hole[top : top + height, left : left + width] = True
         return np.where(hole[..., None], np.float32(0.5), picture), {"hole": hole}
 
-    def score(self, answer, pair, encoding) -> float:
-        return psnr(answer, pair.label, pair.truth["hole"])
-
-    def more_scores(self, answer, pair, encoding):
-        return {}
+    def score(self, answer, pair, encoding) -> dict[str, float]:
+        return {"PSNR": psnr(answer, pair.label, pair.truth["hole"])}
 
     def floors(self, examples, query, encoding):
         around = query.image[~query.truth["hole"]].mean(0)

@@ -6,7 +6,7 @@ from lvmlab.tasks import skeleton
 from lvmlab.tasks.base import BACKGROUNDS, Encoding, Pair, Task, to_uint8
 from lvmlab.world import scenes
 
-_OTHERS = ("grey", "navy", "maroon")  # dark enough for every bone's colour to stand out
+_OTHERS = ("navy", "maroon")  # dark enough for every bone's colour to stand out
 
 
 class Pose(Task):
@@ -32,14 +32,19 @@ class Pose(Task):
     def _draw(self, keypoints, size, encoding):
         return skeleton.draw(keypoints, size, encoding.option("palette"), encoding.option("ground"))
 
-    def read(self, answer: np.ndarray, encoding: Encoding) -> np.ndarray:
-        return skeleton.read(answer, encoding.option("palette"), encoding.option("ground"))
+    def read(self, answers: np.ndarray, encodings: list[Encoding]) -> np.ndarray:
+        """Label images, uint8 (B, S, S, 3), to keypoints (B, 17, 2) in pixels, NaN where nothing is found."""
+        from lvmlab.tasks import skeleton_fit
 
-    def score(self, answer, pair, encoding) -> float:
-        return skeleton.pck(self.read(answer, encoding), pair.truth["keypoints"], pair.truth["box"])
+        return skeleton_fit.read(answers, [e.option("palette") for e in encodings], [e.option("ground") for e in encodings])
 
-    def more_scores(self, answer, pair, encoding):
-        return {"OKS": skeleton.oks(self.read(answer, encoding), pair.truth["keypoints"], pair.truth["box"])}
+    def scores(self, answers, pairs, encodings):
+        truths = [(pair.truth["keypoints"], pair.truth["box"]) for pair in pairs]
+        found = self.read(answers, encodings)
+        return {
+            "PCK@0.1": np.array([skeleton.pck(f, *t) for f, t in zip(found, truths, strict=True)]),
+            "OKS": np.array([skeleton.oks(f, *t) for f, t in zip(found, truths, strict=True)]),
+        }
 
     def floors(self, examples, query, encoding):
         size, mean = query.image.shape[0], skeleton.mean_skeleton()

@@ -26,11 +26,8 @@ class Restoration(Task):
         degraded, truth = self.degrade(scene.image, encoding, rng)
         return Pair(to_uint8(degraded), to_uint8(scene.image), truth, scene.photograph)
 
-    def score(self, answer, pair, encoding) -> float:
-        return psnr(answer, pair.label)
-
-    def more_scores(self, answer, pair, encoding):
-        return {"SSIM": ssim(answer, pair.label)}
+    def score(self, answer, pair, encoding) -> dict[str, float]:
+        return {"PSNR": psnr(answer, pair.label), "SSIM": ssim(answer, pair.label)}
 
     def floors(self, examples, query, encoding):
         mean = np.mean([pair.label.reshape(-1, 3).mean(0) for pair in examples], 0)

@@ -18,8 +18,8 @@ class Segmentation(Task):
         largest = max(zip(scene.masks, scene.placed, strict=True), key=lambda item: item[0].sum())[1]
         return Pair(to_uint8(scene.image), paint(mask, encoding), {"mask": mask}, largest.sprite.family)
 
-    def score(self, answer, pair, encoding) -> float:
-        return iou(read_mask(answer, encoding), pair.truth["mask"] > 0.5)
+    def score(self, answer, pair, encoding) -> dict[str, float]:
+        return {"IoU": iou(read_mask(answer, encoding), pair.truth["mask"] > 0.5)}
 
     def floors(self, examples, query, encoding):
         full = np.ones(query.image.shape[:2], np.float32)

@@ -34,7 +34,7 @@ PALETTES = {
 WIDTH = 3 / 64  # of a bone, relative to the picture's side
 # COCO's per-keypoint constants for object keypoint similarity
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
-_DRAW_ORDER = (6, 9, 0, 1, 12, 7, 8, 10, 11, 2, 3, 4, 5)  # trunk first, arms last: hands lie over the body
+DRAW_ORDER = (6, 9, 0, 1, 12, 7, 8, 10, 11, 2, 3, 4, 5)  # trunk first, arms last: hands lie over the body
 _CHAINS = ((2, 3, 0), (4, 5, 1), (7, 8, 6), (10, 11, 9))  # upper bone, lower bone, the trunk bone they hang from
 
 
@@ -45,7 +45,7 @@ def draw(keypoints: np.ndarray, size: int, palette: str, background: tuple[int, 
     pen = ImageDraw.Draw(canvas)
     points = np.vstack([keypoints, keypoints[list(SHOULDERS)].mean(0)]) * fine
     radius = WIDTH * size * fine / 2
-    for limb in _DRAW_ORDER:
+    for limb in DRAW_ORDER:
         (x0, y0), (x1, y1) = (points[end] for end in LIMBS[limb])
         colour = PALETTES[palette][limb]
         pen.line((x0, y0, x1, y1), fill=colour, width=round(2 * radius))

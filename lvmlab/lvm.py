@@ -1,0 +1,315 @@
+"""`LVM`: a LLaMA over visual tokens (LVM, arXiv 2312.00785; DeLVM, arXiv 2402.04841), every input checked before any work."""
+
+import contextlib
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+from lvmlab import paths
+from lvmlab.device import default_device
+from lvmlab.files import atomic
+from lvmlab.tokenizer import CheckpointError, Tokenizer
+
+CONFIG, LOG, CARD = "config.json", "log.json", "README.md"
+_NO_HUB = (OSError, HfHubHTTPError, HFValidationError)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a LLaMA. `vocab` is the codebook's size, `context` the longest sentence in tokens, `bias` that of q, k, v and o."""
+
+    width: int
+    layers: int
+    heads: int
+    inner: int  # of the SwiGLU
+    context: int = 1024  # 16 pictures of 64 tokens
+    vocab: int = 1024
+    bias: bool = False
+
+    def __post_init__(self):
+        for field in ("width", "layers", "heads", "inner", "context", "vocab"):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                raise ValueError(f"Shape.{field}={getattr(self, field)!r}: give a positive integer")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"Shape.heads={self.heads!r}: give a divisor of width={self.width} that leaves an even width a head")
+
+    def config(self, **extra) -> LlamaConfig:
+        return LlamaConfig(
+            hidden_size=self.width, num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.heads,
+            intermediate_size=self.inner, max_position_embeddings=self.context, vocab_size=self.vocab, attention_bias=self.bias,
+            rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+            attn_implementation="sdpa", **extra)  # fmt: skip
+
+
+_BIG = {"context": 2048, "vocab": 8192, "bias": True}  # 8 pictures of 256 tokens
+SHAPES = {
+    "tiny": Shape(32, 2, 2, 64, context=256),  # for tests: 16 pictures of 16 tokens
+    "mini-student": Shape(192, 5, 3, 512),
+    "mini-teacher": Shape(256, 9, 4, 704),
+    "80m": Shape(512, 22, 4, 1536, **_BIG),  # DeLVM's 80M is not released: its family's depth, head width and inner rule
+    "300m": Shape(1024, 22, 8, 2816, **_BIG),
+    "1b": Shape(2048, 22, 16, 5632, **_BIG),
+}
+
+
+class LVM(nn.Module):
+    """A `transformers.LlamaForCausalLM` (at `.llama`) whose words are a tokenizer's codes and nothing else.
+
+        lvm = LVM.from_shape("mini-student", seed=0)     # fresh weights
+        lvm = LVM.from_pretrained(folder)                # trained ones
+        lvm.loss(tokens).backward()                      # tokens (B, T) int64
+
+    There is no BOS, EOS or padding: a sentence is its pictures' tokens, and the first token is context only.
+    """
+
+    def __init__(self, llama: LlamaForCausalLM):
+        super().__init__()
+        self.llama = llama
+
+    @classmethod
+    def from_shape(cls, shape: str | Shape, seed: int = 0, vocab: int | None = None) -> "LVM":
+        """Fresh, untrained fp32 weights on the CPU; the same seed gives the same weights.
+
+        shape: a name in SHAPES or a Shape of your own. vocab: codes of the tokenizer (None: the shape's own, 1024 or 8192).
+        Raises ValueError for an unknown name.
+        """
+        name = shape if isinstance(shape, str) else None
+        if name is not None:
+            if name not in SHAPES:
+                trained = name in _shipped() or Path(name).is_dir() or "/" in name
+                raise ValueError(f"shape {name!r} is not known: " + (f"it names trained weights; use LVM.from_pretrained({name!r})" if trained
+                                 else f"choose from {', '.join(SHAPES)}, or give a Shape"))
+            shape = SHAPES[name]
+        if vocab is not None:
+            shape = replace(shape, vocab=vocab)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(LlamaForCausalLM(shape.config(lvm_shape=name)))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
+                        codes: int | None = None) -> "LVM":
+        """Trained weights: the name of a shipped model, a folder, or a hub id "owner/name", in `transformers`' LLaMA layout.
+
+        device: None is CUDA, then MPS, then CPU. codes: how many of the vocabulary are codes, where some ids are unused
+        (LVM: 8192 of 8292). Raises CheckpointError, naming missing and unexpected keys. Executes no code: safetensors only.
+        """
+        source = _find(name)
+        try:
+            with _quiet():  # what it would warn of is raised below
+                llama, info = LlamaForCausalLM.from_pretrained(
+                    source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                    attn_implementation="sdpa", local_files_only=isinstance(source, Path))  # fmt: skip
+        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, *_NO_HUB) as error:
+            remedy = "it is damaged or no safetensors checkpoint; copy or install it again" if isinstance(source, Path) else \
+                "check the id and the connection, or give a folder"
+            raise CheckpointError(f"{name} cannot be loaded ({str(error).strip().splitlines()[0]}): {remedy}") from error
+        problems = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"],
+                    "misshapen": [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]],
+                    "not finite": [k for k, v in llama.state_dict().items() if not torch.isfinite(v).all()]}
+        found = [f"{what}: {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+                 for what, keys in problems.items() if keys]
+        if found:
+            raise CheckpointError(f"{name} does not fit its {CONFIG} ({'; '.join(found)}): it is damaged or of another network")
+        if codes is not None:
+            llama.config.tokenizer_codes = codes
+        return cls(llama.to(device or default_device()).eval())
+
+    def save_pretrained(self, folder: str | Path, *, tokenizer_fingerprint: str | None = None, log: list[dict] | None = None,
+                        card: str | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Writes safetensors, log.json (with `log`), README.md (with `card`) and at last config.json, each whole or not at all.
+
+        The folder loads in plain `transformers`. tokenizer_fingerprint: of the tokenizer it was trained on; kept in config.json.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer_fingerprint is not None:
+            self.config.tokenizer_fingerprint = tokenizer_fingerprint
+        with tempfile.TemporaryDirectory(prefix=".saving.", dir=folder) as temporary, _quiet():
+            copy.deepcopy(self.llama).to("cpu", dtype).save_pretrained(temporary)
+            files = sorted(Path(temporary).iterdir(), key=lambda path: path.name == CONFIG)
+            for path in files:
+                with open(path, "rb") as f:
+                    os.fsync(f.fileno())
+            for path in files[:-1]:
+                os.replace(path, folder / path.name)
+            for name, text in ((LOG, None if log is None else json.dumps(log)), (CARD, card)):
+                if text is not None:
+                    with atomic(folder / name) as written:
+                        written.write_text(text)
+            os.replace(files[-1], folder / CONFIG)
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.llama.config
+
+    @property
+    def shape(self) -> str | None:
+        """The name of the shape it was made from, None if it had none."""
+        return getattr(self.config, "lvm_shape", None)
+
+    @property
+    def context(self) -> int:
+        """The longest sentence, in tokens."""
+        return self.config.max_position_embeddings
+
+    @property
+    def vocab(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def codes(self) -> int:
+        """Ids below this are codes; the rest of the vocabulary, if any, is never an answer."""
+        return getattr(self.config, "tokenizer_codes", None) or self.vocab
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Of the tokenizer it was trained on, where that is known."""
+        return getattr(self.config, "tokenizer_fingerprint", None)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return self.llama.lm_head.weight.device
+
+    def check_fits(self, tokenizer: Tokenizer) -> None:
+        """Raises ValueError if this model does not speak the tokenizer's codes."""
+        if tokenizer.codebook_size != self.codes:
+            raise ValueError(f"the tokenizer has {tokenizer.codebook_size} codes but the model speaks {self.codes}: give the tokenizer "
+                             f"it was trained on, or LVM.from_shape(..., vocab={tokenizer.codebook_size})")
+        if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
+            raise ValueError(f"the model was trained on the tokens of another tokenizer ({self.tokenizer_fingerprint}, this one is "
+                             f"{tokenizer.fingerprint}): the same ids mean other things; give the tokenizer it was trained on")
+        if self.context < 2 * tokenizer.tokens:
+            raise ValueError(f"the model's context of {self.context} tokens does not hold two pictures of {tokenizer.tokens} tokens: "
+                             "give a tokenizer of fewer tokens or a model of a longer context")
+
+    def check_tokens(self, tokens: Tensor, least: int = 1) -> None:
+        """Raises ValueError unless tokens are integers (B, T) in the vocabulary with `least` <= T <= context."""
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise ValueError(f"tokens are {getattr(tokens, 'dtype', type(tokens).__name__)}: give an integer tensor (B, T)")
+        if tokens.ndim != 2 or not tokens.numel() or tokens.shape[1] < least:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}: give (B, T) with B of at least 1 and T of at least {least}")
+        if tokens.shape[1] > self.context:
+            raise ValueError(f"sentences of {tokens.shape[1]} tokens are longer than the model's context of {self.context}: "
+                             "give fewer pictures or a model of a longer context")
+        low, high = (v.item() for v in tokens.aminmax())
+        if low < 0 or high >= self.vocab:
+            raise ValueError(f"token id {low if low < 0 else high} is out of range: this model has ids 0 to {self.vocab - 1}; "
+                             "were the tokens made by another tokenizer?")
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) to what the head reads, (B, T, width). Raises ValueError for a bad shape, length or id."""
+        self.check_tokens(tokens)
+        return self.llama.model(input_ids=tokens.to(torch.int64), use_cache=False).last_hidden_state
+
+    def forward(self, tokens: Tensor, weights: Tensor | None = None, *, return_loss: bool = False) -> Tensor:
+        """Tokens (B, T) to logits (B, T, vocab), those at t for token t + 1; with return_loss, what `loss` returns.
+
+        Where the module is wrapped (DDP), call it with return_loss=True in place of `loss`.
+        """
+        if not return_loss:
+            return self.llama.lm_head(self.hidden(tokens))
+        self.check_tokens(tokens, least=2)
+        if weights is not None:
+            weights = _checked(weights, tokens)
+        targets = tokens[:, 1:].flatten().to(torch.int64)
+        hidden = self.hidden(tokens)[:, :-1].flatten(0, 1)  # (B, T, d) -> (B * (T - 1), d)
+        return cross_entropy(hidden, self.llama.lm_head.weight, targets, weights)
+
+    def loss(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Mean cross entropy of the next token in nats, a scalar; the logits are never held whole.
+
+        tokens: (B, T), T of at least 2. weights: (B, T), 0 or more, for a weighted mean; the weight at t belongs to the
+        target token t. The first token is no target, for nothing comes before it; every other one is, code 0 included
+        (in DeLVM's release it is not). Raises ValueError for a bad shape, length, id or weight.
+        """
+        return self(tokens, weights, return_loss=True)
+
+
+def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Of targets (M,) under the logits hidden @ head.T, taken in chunks of M: the mean, or the sum under weights (M,). Always fp32.
+
+    hidden: (M, d). head: (vocab, d).
+    """
+    if torch.is_autocast_enabled(hidden.device.type):  # autocast does not know this operator
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, head = hidden.to(dtype), head.to(dtype)
+    options = torch.nn.LinearCrossEntropyOptions()
+    if weights is None and hidden.dtype == torch.float32:  # the gradients come with the loss: no second pass over the head
+        return F.linear_cross_entropy(hidden, head, targets, options=options)
+    each = F.linear_cross_entropy(hidden, head, targets, reduction="none", options=options).float()  # its mean in bf16 has 8 bits
+    return each.mean() if weights is None else (each * weights).sum()
+
+
+def _checked(weights: Tensor, tokens: Tensor) -> Tensor:
+    """Weights (B, T) of the targets, flat and summing to 1."""
+    if not isinstance(weights, Tensor) or weights.shape != tokens.shape:
+        raise ValueError(f"weights have shape {tuple(getattr(weights, 'shape', ()))}: give one a token, {tuple(tokens.shape)}")
+    weights = weights[:, 1:].flatten().to(tokens.device, torch.float32)
+    total = weights.sum().item()
+    if not (weights >= 0).all() or not 0 < total < float("inf"):
+        raise ValueError(f"weights (after the first position) go from {weights.min().item():.4g} and sum to {total:.4g}: "
+                         "give finite ones of 0 or more, not all 0")
+    return weights / total
+
+
+def _shipped() -> list[str]:
+    return sorted(p.parent.name for p in (paths.assets() / "models").glob(f"*/{CONFIG}") if _model_type(p) == "llama")
+
+
+def _model_type(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _find(name: str | Path) -> Path | str:
+    """The folder or hub id that `name` stands for."""
+    folder = next((p for p in (Path(name), paths.assets() / "models" / str(name)) if p.is_dir()), None)
+    if folder is not None:
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"{folder / CONFIG} is missing: give a folder written by save_pretrained")
+        kind = _model_type(folder / CONFIG)
+        if kind == "lvmlab-vqgan":
+            raise CheckpointError(f"{name} holds a tokenizer: use Tokenizer.from_pretrained")
+        if kind != "llama":
+            raise CheckpointError(f"{folder / CONFIG} describes no LLaMA (model_type {kind!r}): it is damaged or of another kind of model")
+        return folder
+    if str(name) in SHAPES:
+        raise CheckpointError(f"{str(name)!r} is a shape, without trained weights: LVM.from_shape({str(name)!r}) gives fresh ones "
+                              f"(shipped: {', '.join(_shipped()) or 'none'})")
+    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise CheckpointError(f"no model {str(name)!r}: neither a folder, a hub id \"owner/name\" nor a shipped model "
+                          f"(shipped: {', '.join(_shipped()) or 'none'}); LVM.from_shape gives untrained weights")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without `transformers`' own bars and warnings."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,117 @@
+"""Training an LVM on visual sentences: which tokens weigh how much, and how long the sentences are when.
+
+All tokens of a sentence are targets; a token of a picture that nothing before it foretells (an input photograph) weighs
+little, one of an answer weighs fully. A short context first and the full one last costs less for the same reading.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lvmlab import tasks
+from lvmlab.lvm import LVM
+from lvmlab.store import Store
+from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
+
+SHARES = {"segmentation": 0.22, "selection": 0.20, "pose": 0.28, "derain": 0.15, "motion": 0.15}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``tokens`` a step at every length; ``phases`` (share of the steps, pairs in a sentence), in order."""
+
+    tokens: int = 8192
+    phases: tuple[tuple[float, int], ...] = ((0.6, 4), (1.0, 8))
+    image_weight: float = 0.1
+    shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
+
+    def __post_init__(self):
+        object.__setattr__(self, "phases", tuple(tuple(p) for p in self.phases))
+        ends = [end for end, _ in self.phases]
+        if not ends or ends != sorted(ends) or ends[-1] != 1.0 or any(pairs < 1 for _, pairs in self.phases):
+            raise ValueError(f"Recipe.phases={self.phases!r}: give (end, pairs), ends rising to 1.0 and at least one pair")
+        if not 0 <= self.image_weight:
+            raise ValueError(f"Recipe.image_weight={self.image_weight!r}: give 0 or more")
+        unknown = set(self.shares) - set(tasks.TASKS)
+        if unknown:
+            raise ValueError(f"Recipe.shares names {', '.join(sorted(unknown))}: choose from {', '.join(tasks.TASKS)}")
+
+    def pairs(self, step: int, steps: int) -> int:
+        return next(pairs for end, pairs in self.phases if step < end * steps or end == 1.0)
+
+
+def weights(names: list[str], pairs: int, tokens: int, image_weight: float) -> Tensor:
+    """(B, pairs * 2 * tokens): 1 for answers, ``image_weight`` for inputs; in a clip all frames after two are answers."""
+    rows = torch.full((len(names), pairs, 2), image_weight)
+    rows[:, :, 1] = 1
+    for row, name in zip(rows, names, strict=True):
+        if tasks.get(name).sequence:
+            row[:] = 1
+            row[0] = image_weight
+    return rows.flatten(1).repeat_interleave(tokens, 1)
+
+
+def train_lvm(
+    store: str | Path, folder: str | Path, *, shape: str, config: TrainConfig, recipe: Recipe | None = None, tokens_per_image: int = 64,
+    start: str | Path | None = None, budget_s: float | None = None, progress: bool = True,
+) -> list[dict]:  # fmt: skip
+    """Trains an LVM of a named shape on a token store and returns the log; resumes from ``folder``.
+
+    start: the folder of an earlier training of the same shape to go on from, with a fresh optimiser.
+    """
+    recipe, data = recipe or Recipe(), Store(store)
+    model = LVM.from_shape(shape, seed=config.seed)
+    if start:
+        model.load_state_dict(load_checkpoint(start)["model"])
+
+    def batch(number: int) -> dict:
+        pairs = recipe.pairs(number // config.accumulation, config.steps)
+        size = max(1, recipe.tokens // (config.accumulation * pairs * 2 * tokens_per_image))
+        tokens, names = data.batch(number, size, pairs, recipe.shares, config.seed)
+        return {"tokens": tokens, "weights": weights(names, pairs, tokens_per_image, recipe.image_weight)}
+
+    def loss(model, batch: dict) -> tuple[Tensor, dict[str, float]]:
+        value = model(batch["tokens"], batch["weights"], return_loss=True)
+        return value, {"items": float(batch["tokens"].numel())}
+
+    identity = {"shape": shape, "recipe": asdict(recipe), "store": data.meta} | ({"start": Path(start).name} if start else {})
+    return train(model, batch, loss, config, folder, identity=identity, budget_s=budget_s, progress=progress)
+
+
+def export_lvm(folder: str | Path, out: str | Path) -> LVM:
+    """The latest checkpoint of a training folder as a pretrained model in ``out``: weights, configuration, log, card."""
+    checkpoint, log = load_checkpoint(folder), read_log(folder)
+    identity = checkpoint["identity"]
+    more = identity["more"]
+    model = LVM.from_shape(more["shape"])
+    model.load_state_dict(checkpoint["model"])
+    model.config.training = {k: v for k, v in identity.items() if k != "more"} | more | {"step": checkpoint["step"]}
+    thinned = log[:: max(1, len(log) // 200)] + log[-1:]
+    model.save_pretrained(out, tokenizer_fingerprint=more["store"]["tokenizer"], log=thinned, card=card(model, more, log))
+    return LVM.from_pretrained(out)
+
+
+def card(model: LVM, more: dict, log: list[dict]) -> str:
+    """The model card: what it is, what it was trained on and for how long."""
+    hours = log[-1]["seconds"] / 3600
+    name = more["shape"]
+    return f"""---
+license: apache-2.0
+library_name: transformers
+tags: [visual-in-context-learning, autoregressive-image-model]
+---
+# {name}
+
+A LLaMA over the tokens of lvmlab's `mini` tokenizer ({more["store"]["tokenizer"]}), {model.num_parameters / 1e6:.2f}M parameters,
+context {model.context} tokens: 16 pictures of 64 px. Trained on {more["store"]["world"]}'s training sources alone, in {hours:.1f} hours of
+two CPU cores; last training loss {log[-1]["loss"]:.3f} nats a weighted token.
+
+    from lvmlab import LVM, Tokenizer
+    lvm, tokenizer = LVM.from_pretrained("{name}"), Tokenizer.from_pretrained("mini")
+
+Trained tasks and their shares: {json.dumps(more["recipe"]["shares"])}. What it scores: `python -m lvmlab evaluate`.
+It knows 64 px scenes of mini-world and little else. Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`.
+"""
