@@ -89,8 +89,8 @@ class LVM(nn.Module):
         if name is not None:
             if name not in SHAPES:
                 trained = name in _shipped() or Path(name).is_dir() or "/" in name
-                raise ValueError(f"shape {name!r} is not known: " + (f"it names trained weights; use LVM.from_pretrained({name!r})" if trained
-                                 else f"choose from {', '.join(SHAPES)}, or give a Shape"))
+                remedy = f"it names trained weights: use LVM.from_pretrained({name!r})" if trained else f"choose from {', '.join(SHAPES)}"
+                raise ValueError(f"{name!r} is no shape; {remedy}")
             shape = SHAPES[name]
         if vocab is not None:
             shape = replace(shape, vocab=vocab)

@@ -196,7 +196,7 @@ def _warpers(sample, temperature, top_k, top_p, generator, answers) -> LogitsPro
         raise ValueError(f"answers={answers!r}: give an integer of at least 1")
     if not sample:
         if given:
-            raise ValueError(f"{', '.join(given)} would be ignored without sampling: add sample=True, or leave them out for the greedy answer")
+            raise ValueError(f"{', '.join(given)} would be ignored without sampling: add sample=True, or leave out for the greedy answer")
         if answers > 1:
             raise ValueError(f"answers={answers} greedy ones would all be the same: add sample=True and a generator")
         return LogitsProcessorList()
@@ -217,8 +217,8 @@ def _check_room(lvm: LVM, length: int, n: int, what: str = "") -> None:
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: give an integer of at least 1")
     if length + n > lvm.context:
-        raise ValueError(f"{what or f'{length} tokens and {n} to come'}: {length + n} tokens, more than the model's context of {lvm.context}; "
-                         "give fewer examples or ask for fewer pictures")
+        raise ValueError(f"{what or f'{length} tokens and {n} to come'}: {length + n} tokens, more than the model's context of "
+                         f"{lvm.context}; give fewer examples or ask for fewer pictures")
 
 
 def _check_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:

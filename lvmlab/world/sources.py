@@ -4,6 +4,7 @@ The three tables are Parquet files in ``assets/world``; pictures stay compressed
 with premultiplied alpha, so that resizing never bleeds the colour of invisible pixels into an edge.
 """
 
+import copy
 import functools
 import io
 from dataclasses import dataclass
@@ -95,6 +96,14 @@ class Sources:
     def all(self, kind: str, split: str):
         table = self.tables[kind]
         return [table.get(i) for i in table.indices[split]]
+
+    def with_objects_of(self, split: str) -> "Sources":
+        """The same sources, but objects of every split come from ``split``: known objects on unknown photographs."""
+        other = copy.copy(self)
+        objects = copy.copy(self.tables["objects"])
+        objects.indices = dict.fromkeys(SPLITS, objects.indices[split])
+        other.tables = {**self.tables, "objects": objects}
+        return other
 
     @functools.cached_property
     def classes(self) -> list[str]:

@@ -1,0 +1,181 @@
+"""The command line: `python -m lvmlab COMMAND`. Each command is a thin call of the package."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+MODELS = ("mini-teacher", "mini-student")
+
+
+def _fail(error: Exception):
+    sys.exit(f"lvmlab: {error}")
+
+
+def _models(names: tuple[str, ...]) -> dict:
+    from lvmlab import paths
+    from lvmlab.lvm import LVM
+
+    names = names or tuple(m for m in MODELS if (paths.assets() / "models" / m).is_dir())
+    if not names:
+        raise ValueError("no model is shipped: give --models FOLDER, or train one with `python -m lvmlab train`")
+    return {Path(name).name: LVM.from_pretrained(name) for name in names}
+
+
+def demo(image: Path | None = None, out: Path = Path("runs/demo"), models: tuple[str, ...] = (), prompts: int = 16) -> None:
+    """Prompts the shipped models on held-out pictures; prints a table, writes OUT/scores.json and OUT/answers.png.
+
+    Args:
+        image: a picture of your own, asked for its segmentation after the first test prompt's examples (OUT/yours.png).
+        out: the folder written to.
+        models: names of shipped models or folders; the first one's answers are drawn. All shipped ones by default.
+        prompts: how many of each task's test prompts, in their fixed order.
+    """
+    from lvmlab.demo import run_demo
+
+    print(run_demo(_models(models), out, prompts=prompts, image=image))
+
+
+def prompt(
+    examples: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE LABEL ...")], query: Path, out: Path = Path("runs/prompt.png"),
+    model: str = "mini-teacher", answers: int = 1, sample: bool = False, temperature: float | None = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Answers a query picture after example pairs of your own pictures: IMAGE LABEL IMAGE LABEL ...
+
+    Args:
+        examples: the example pairs, pictures and labels in turn.
+        query: the picture asked about.
+        out: where the answer is written (several: side by side).
+        model: name of a shipped model or a folder.
+        answers: how many answers; more than one only makes sense with --sample.
+        sample: draw each token from the model's distribution, else take the likeliest.
+        temperature: of the sampling.
+        seed: of the sampling.
+    """
+    import torch
+
+    from lvmlab import images
+    from lvmlab.prompting import Prompt, complete
+    from lvmlab.tokenizer import Tokenizer
+
+    if len(examples) % 2 or not examples:
+        raise ValueError(f"{len(examples)} example pictures do not make pairs: give IMAGE LABEL for each example")
+    tokenizer = Tokenizer.from_pretrained("mini")
+    lvm = _models((model,))[Path(model).name]
+    loaded = [images.load(p, tokenizer.size) for p in examples]
+    asked = Prompt(tuple(zip(loaded[::2], loaded[1::2], strict=True)), images.load(query, tokenizer.size))
+    generator = torch.Generator().manual_seed(seed) if sample else None
+    found = complete(lvm, tokenizer, asked, answers=answers, sample=sample, temperature=temperature, generator=generator)
+    images.save(torch.cat(list(found.images[0, :, 0]), -1), out)
+    print(f"wrote {out}")
+
+
+def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), prompts: int = 200, split: Literal["test", "val"] = "test") -> None:
+    """Scores models on mini-world's fixed prompts in every setting and condition; goes on where it was stopped.
+
+    Args:
+        models: names of shipped models or folders; all shipped ones by default.
+        out: rows go to OUT/scores.json, each finished job to OUT/parts.
+        prompts: how many prompts a task (half of them for 1 to 7 examples and the control conditions).
+        split: tune on val; test is for released models.
+    """
+    from lvmlab.evaluate import evaluate as score
+    from lvmlab.evaluate import plan
+    from lvmlab.files import atomic
+    from lvmlab.plots.scores import table
+    from lvmlab.tokenizer import Tokenizer
+
+    rows = score(_models(models), Tokenizer.from_pretrained("mini"), plan(prompts, split), out)
+    with atomic(out / "scores.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+    print(f"wrote {out / 'scores.json'}")
+
+
+def train_tokenizer(folder: Path, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3, start: Path | None = None) -> None:
+    """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.vqgan_train.export_tokenizer.
+
+    Args:
+        folder: checkpoints, log and the rendered pictures go here.
+        steps: of 64 pictures.
+        pictures: how many are rendered once and drawn from.
+        preset: the network's shape.
+        lr: the highest learning rate.
+        start: the folder of an earlier training to go on from.
+    """
+    from lvmlab.pictures import render_pool
+    from lvmlab.train import TrainConfig
+    from lvmlab.vqgan_train import train_tokenizer as fit
+
+    pools = {split: render_pool(folder / f"pictures-{split}.npy", split, n) for split, n in (("train", pictures), ("val", max(200, pictures // 20)))}
+    fit(pools["train"], folder, preset=preset, config=TrainConfig(steps=steps, lr=lr, weight_decay=0.05), val_pool=pools["val"], start=start)
+
+
+def train(folder: Path, shape: str = "mini-student", steps: int = 4800, lr: float = 2e-3, groups: int = 1500, start: Path | None = None) -> None:
+    """Trains an LVM on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.lvm_train.export_lvm.
+
+    Args:
+        folder: checkpoints, log and the token store go here.
+        shape: the LLaMA's shape.
+        steps: of 8192 tokens.
+        lr: the highest learning rate.
+        groups: of 16 pairs tokenised for each task, once.
+        start: the folder of an earlier training of this shape to go on from.
+    """
+    from lvmlab import tasks
+    from lvmlab.lvm_train import train_lvm
+    from lvmlab.store import build
+    from lvmlab.tokenizer import Tokenizer
+    from lvmlab.train import TrainConfig
+
+    build(folder / "store", Tokenizer.from_pretrained("mini"), dict.fromkeys(tasks.TRAINED, groups))
+    train_lvm(folder / "store", folder, shape=shape, config=TrainConfig(steps=steps, lr=lr, min_lr=lr / 20), start=start)
+
+
+def runs(action: Literal["list", "show", "promote", "prune"] = "list", name: str = "") -> None:
+    """Lists, shows, promotes to the shipped ones, or prunes stored runs.
+
+    Args:
+        action: what to do.
+        name: of the run, for show and promote; an unambiguous beginning will do.
+    """
+    from lvmlab import runs as store
+
+    if action == "list":
+        for row in store.listing():
+            print(f"{row['name']:40} {row['where']:8} {row['seconds']:>9.1f} s  {row['bytes'] / 1024:7.1f} KiB  commit {row['commit']}")
+    elif action == "show":
+        print(json.dumps(store.load(name), indent=1))
+    elif action == "promote":
+        print(f"wrote {store.promote(name)}")
+    else:
+        print(f"removed {len(store.prune())} runs from the cache")
+
+
+def bench(names: tuple[str, ...] = ()) -> None:
+    """Measures speeds against the named alternatives; prints a table and writes runs/bench.json (in a checkout).
+
+    Args:
+        names: entries to run; all by default.
+    """
+    folder = Path(__file__).resolve().parent.parent / "tests" / "benchmarks"
+    if not (folder / "bench.py").is_file():
+        raise ValueError("the benchmarks are in a checkout's tests/benchmarks, which an installed wheel does not hold: clone the repository")
+    sys.path.insert(0, str(folder))
+    import bench as entries
+
+    entries.run(names or None)
+
+
+def main() -> None:
+    commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, train_tokenizer, train, runs, bench)}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="lvmlab", description="A workbench for autoregressive large vision models.")
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The demonstration: the first held-out prompts of each trained task, answered, scored and drawn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lvmlab import images, tasks
+from lvmlab.evaluate import Job, Scorer, answer, to_pictures
+from lvmlab.files import atomic
+from lvmlab.lvm import LVM
+from lvmlab.plots.prompts import sheet
+from lvmlab.plots.scores import table
+from lvmlab.sentences import Sentence
+from lvmlab.tasks import Pair
+from lvmlab.tokenizer import Tokenizer
+
+
+def run_demo(models: dict[str, LVM], out: str | Path, *, prompts: int = 16, image: str | Path | None = None, shown: int | None = None) -> str:
+    """Answers ``prompts`` test prompts of each trained task; writes scores.json and answers.png to ``out``; the table.
+
+    ``image``: a picture of the user's, asked about first (so that a bad file costs no time), drawn to yours.png.
+    """
+    out, tokenizer = Path(out), Tokenizer.from_pretrained("mini")
+    for lvm in models.values():
+        lvm.check_fits(tokenizer)
+    if image is not None:
+        yours(image, models, tokenizer, out / "yours.png")
+    rows, blocks = [], []
+    for name in tasks.TRAINED:
+        scorer = Scorer(Job(name, prompts=prompts), tokenizer)
+        drawn = [{} for _ in scorer.sentences]
+        for model, lvm in models.items():
+            pictures = to_pictures(tokenizer.decode(answer(lvm, tokenizer, scorer.sentences)))
+            rows += scorer.rows(scorer.scores(pictures), model, 0.0)
+            for place, picture in zip(drawn, pictures, strict=True):
+                place[model.removeprefix("mini-")] = picture
+        blocks.append((f"{name}: {scorer.task.metric}", scorer.sentences[:shown], drawn[:shown]))
+    with atomic(out / "scores.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    with atomic(out / "answers.png") as temporary:
+        sheet(blocks).save(temporary, format="png")
+    return table(rows, f"first {prompts} test prompts of each trained task") + f"\nwrote {out / 'scores.json'} and {out / 'answers.png'}"
+
+
+def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: Path) -> None:
+    """The user's picture after the examples of the first test prompt of segmentation, in each model's answer."""
+    picture = to_pictures(images.load(path, tokenizer.size)[None])[0]
+    prompt = Scorer(Job("segmentation", prompts=1), tokenizer).sentences[0]
+    asked = Sentence(prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))])
+    answers = {name: to_pictures(tokenizer.decode(answer(lvm, tokenizer, [asked])))[0] for name, lvm in models.items()}
+    with atomic(out) as temporary:
+        sheet([("your picture (no truth is known)", [asked], [answers])], columns=1, scale=2).save(temporary, format="png")
+    print(f"wrote {out}")

@@ -1,0 +1,224 @@
+"""Scoring models on mini-world's fixed prompts: score, ceiling, floors and skill, with intervals over sources.
+
+Skill = (score - best floor) / (ceiling - best floor): 0 is what needs no model, 1 all that the tokenizer can carry. The
+ceiling is the true label after the tokenizer's round trip, the floors are the task's model-free answers. Intervals are
+95 % percentile bootstraps over sources (photographs, object families or bodies), not over prompts.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lvmlab import tasks
+from lvmlab.files import atomic
+from lvmlab.lvm import LVM
+from lvmlab.prompting import complete_tokens
+from lvmlab.sentences import PAIRS, Sentence, sentence
+from lvmlab.tokenizer import Tokenizer
+from lvmlab.world import default
+
+CONDITIONS = ("right", "wrong_task", "shuffled_labels", "conflicting")
+SETTINGS = ("seen", "trained objects", "shifted", "new encoding", "new task")
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be scored: a task in a setting and condition, after so many examples, on the first ``prompts`` prompts."""
+
+    task: str
+    setting: str = "seen"
+    condition: str = "right"
+    examples: int = 3
+    prompts: int = 200
+    split: str = "test"
+
+    def __post_init__(self):
+        tasks.get(self.task)
+        for field, accepted in (("setting", SETTINGS), ("condition", CONDITIONS)):
+            if getattr(self, field) not in accepted:
+                raise ValueError(f"Job.{field}={getattr(self, field)!r}: choose from {', '.join(accepted)}")
+        if not 1 <= self.examples < PAIRS:
+            raise ValueError(f"Job.examples={self.examples!r}: give 1 to {PAIRS - 1}")
+
+
+def plan(prompts: int = 200, split: str = "test") -> list[Job]:
+    """Everything that is reported of a model: settings, conditions, and 1 to 7 examples (on half the prompts)."""
+    trained, half = tasks.TRAINED, max(1, prompts // 2)
+    jobs = [Job(task, prompts=prompts, split=split) for task in trained]
+    jobs += [Job(task, "new encoding", prompts=prompts, split=split) for task in ("segmentation", "selection", "pose")]
+    jobs += [Job("selection", "trained objects", prompts=prompts, split=split)]
+    jobs += [Job(task, "new task", prompts=prompts, split=split) for task in tasks.NEW]
+    jobs += [Job(task, "shifted", prompts=prompts, split=split) for task in trained]
+    jobs += [Job(task, "seen", "conflicting", prompts=prompts, split=split) for task in trained if tasks.get(task).conflicting]
+    jobs += [Job(task, "seen", c, prompts=half, split=split) for c in ("wrong_task", "shuffled_labels")
+             for task in trained if not tasks.get(task).sequence]
+    jobs += [Job(task, examples=k, prompts=half, split=split) for k in (1, 2, 4, 5, 6, 7) for task in trained]
+    return jobs
+
+
+def prompts(job: Job) -> list[Sentence]:
+    """The job's sentences in their fixed order: ``examples`` pairs and the query last."""
+    sources = default().with_objects_of("train") if job.setting == "trained objects" else None
+    split = "shifted" if job.setting == "shifted" else job.split
+    held_out = job.setting == "new encoding"
+    found = []
+    for index in range(job.prompts):
+        whole = sentence(job.task, split, index, pairs=PAIRS, held_out=held_out, sources=sources)
+        # a clip's query is the frame after its examples; elsewhere the query stays the last pair, whatever the examples
+        pairs = whole.pairs[: job.examples + 1] if tasks.get(job.task).sequence else [*whole.pairs[: job.examples], whole.pairs[-1]]
+        found.append(_condition(Sentence(job.task, whole.encoding, pairs), job, index))
+    return found
+
+
+def _condition(prompt: Sentence, job: Job, index: int) -> Sentence:
+    *examples, query = prompt.pairs
+    encoding = prompt.encoding
+    if job.condition == "conflicting":
+        encoding = encoding.swapped()
+        examples, query = ([tasks.get(job.task).relabel(p, encoding) for p in pairs] for pairs in (examples, [query]))
+        query = query[0]
+    elif job.condition == "wrong_task":
+        others = [t for t in tasks.TRAINED if not tasks.get(t).sequence]
+        other = others[(others.index(job.task) + 1) % len(others)]
+        examples = sentence(other, job.split, index, pairs=len(examples)).pairs
+    elif job.condition == "shuffled_labels":
+        labels = [pair.label for pair in examples]
+        examples = [type(p)(p.image, label, p.truth, p.source) for p, label in zip(examples, labels[1:] + labels[:1], strict=True)]
+    return Sentence(prompt.task, encoding, [*examples, query])
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 (B, S, S, 3) to float (B, 3, S, S) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float() / 255
+
+
+def to_pictures(images: torch.Tensor) -> np.ndarray:
+    """Float (B, 3, S, S) in [0, 1] to uint8 (B, S, S, 3)."""
+    return (images.movedim(1, -1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 50) -> torch.Tensor:
+    """Greedy answers to prompts of one length, the query last: tokens (B, N)."""
+    lvm.check_fits(tokenizer)
+    answers = []
+    for first in range(0, len(sentences), batch):
+        part = sentences[first : first + batch]
+        pictures = np.concatenate([s.pictures()[:-1] for s in part])  # the last label is the question
+        tokens = tokenizer.encode(to_tensor(pictures)).view(len(part), -1)
+        answers.append(complete_tokens(lvm, tokens, tokenizer.tokens).tokens[:, 0])
+    return torch.cat(answers)
+
+
+class Scorer:
+    """Scores answers to one job's prompts; the ceiling and the floors are worked out once and kept for the next model."""
+
+    def __init__(self, job: Job, tokenizer: Tokenizer):
+        self.job, self.task = job, tasks.get(job.task)
+        self.sentences = prompts(job)
+        self.queries, self.encodings = [s.pairs[-1] for s in self.sentences], [s.encoding for s in self.sentences]
+        self.sources = np.array([q.source for q in self.queries])
+        labels, images = (np.stack([getattr(q, which) for q in self.queries]) for which in ("label", "image"))
+        self.ceiling = self.scores(to_pictures(tokenizer.round_trip(to_tensor(labels))))
+        answers = [self.task.floors(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
+        floors = {name: np.stack([a[name] for a in answers]) for name in answers[0]}
+        floors["query through tokenizer"] = to_pictures(tokenizer.round_trip(to_tensor(images)))
+        self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
+
+    def scores(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        return self.task.scores(pictures, self.queries, self.encodings)
+
+    def rows(self, scores: dict[str, np.ndarray], model: str, seconds: float) -> list[dict]:
+        """A row for each metric; the task's own comes first."""
+        return [self._row(name, values, model, seconds) for name, values in scores.items()]
+
+    def _row(self, metric: str, values: np.ndarray, model: str, seconds: float) -> dict:
+        floors = {name: float(f[metric].mean()) for name, f in self.floors.items()}
+        best = max(floors, key=floors.get)
+        ceiling, floor = self.ceiling[metric], self.floors[best][metric]
+        score, gain, room = _resample([values, values - floor, ceiling - floor], self.sources)
+        skill = gain / np.where(np.abs(room) < 1e-9, np.nan, room)
+        low, high = np.nanpercentile(score[1:], (2.5, 97.5))
+        skill_low, skill_high = np.nanpercentile(skill[1:], (2.5, 97.5))
+        row = asdict(self.job) | {
+            "model": model, "metric": metric, "score": score[0], "low": low, "high": high, "ceiling": ceiling.mean(), "floors": floors,
+            "best_floor": best, "skill": skill[0], "skill_low": skill_low, "skill_high": skill_high, "prompts": len(values),
+            "sources": len(set(self.sources)), "seconds": seconds,
+        }  # fmt: skip
+        return {k: round(float(v), 5) if isinstance(v, (float, np.floating)) else v for k, v in row.items()}
+
+
+def _resample(columns: list[np.ndarray], sources: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Means of each column, (columns, 1 + RESAMPLES): of all prompts first, then with sources drawn with replacement."""
+    names, inverse = np.unique(sources, return_inverse=True)
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    counts = np.vstack([np.ones(len(names), int), draws])[:, inverse]  # (1 + RESAMPLES, prompts)
+    return np.stack([(counts * column).sum(1) / np.maximum(counts.sum(1), 1) for column in columns])
+
+
+def evaluate(
+    models: dict[str, LVM], tokenizer: Tokenizer, jobs: list[Job], folder: str | Path | None = None, progress: bool = True
+) -> list[dict]:
+    """Every job for every model: rows as in the module's docstring. With ``folder`` each finished job is kept there, and
+    a second call goes on where the first stopped. Raises ValueError where a model does not speak the tokenizer's codes."""
+    for lvm in models.values():
+        lvm.check_fits(tokenizer)
+    rows = []
+    fingerprints = {name: _fingerprint(lvm) for name, lvm in models.items()}
+    bar = tqdm(total=len(jobs) * len(models), disable=not progress)
+    for job in jobs:
+        scorer = None
+        for name, lvm in models.items():
+            bar.set_postfix_str(f"{name}: {job.task}, {job.setting}, {job.condition}, {job.examples} examples", refresh=True)
+            key = hashlib.sha256(json.dumps([name, fingerprints[name], tokenizer.fingerprint, asdict(job)]).encode()).hexdigest()[:16]
+            part = Path(folder) / "parts" / f"{key}.json" if folder else None
+            if part and part.exists():
+                rows += json.loads(part.read_text())["rows"]
+                bar.update()
+                continue
+            scorer = scorer or Scorer(job, tokenizer)
+            started = time.perf_counter()
+            tokens = answer(lvm, tokenizer, scorer.sentences)
+            scores = scorer.scores(to_pictures(tokenizer.decode(tokens)))
+            found = scorer.rows(scores, name, time.perf_counter() - started)
+            if job.condition == "conflicting":
+                found.append(_both_right(scorer, scores, lvm, tokenizer, name))
+            if part:
+                kept = {"rows": found, "tokens": tokens.tolist(), "scores": [round(float(v), 4) for v in scores[scorer.task.metric]]}
+                with atomic(part) as temporary:
+                    temporary.write_text(json.dumps(kept))
+            rows += found
+            bar.update()
+    bar.close()
+    return rows
+
+
+def _both_right(scorer: Scorer, swapped: dict[str, np.ndarray], lvm: LVM, tokenizer: Tokenizer, model: str) -> dict:
+    """The share of queries answered rightly (over half the ceiling) under both of two prompts that conflict."""
+    job = Job(**{**asdict(scorer.job), "condition": "right"})
+    straight = Scorer(job, tokenizer)
+    scores = straight.scores(to_pictures(tokenizer.decode(answer(lvm, tokenizer, straight.sentences))))
+    metric = scorer.task.metric
+    right = [s[metric] > 0.5 * other.ceiling[metric].mean() for s, other in ((swapped, scorer), (scores, straight))]
+    both = (right[0] & right[1]).astype(float)
+    mean, = _resample([both], scorer.sources)
+    low, high = np.percentile(mean[1:], (2.5, 97.5))
+    return asdict(scorer.job) | {
+        "model": model, "metric": "both right", "score": round(float(mean[0]), 5), "low": round(float(low), 5), "high": round(float(high), 5),
+        "ceiling": 1.0, "floors": {"one encoding only": 0.0}, "best_floor": "one encoding only", "skill": round(float(mean[0]), 5),
+        "skill_low": round(float(low), 5), "skill_high": round(float(high), 5), "sources": len(set(scorer.sources)), "seconds": 0.0,
+    }  # fmt: skip
+
+
+def _fingerprint(lvm: LVM) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(lvm.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,103 @@
+"""Experiments kept by what decides them: configuration, world, fingerprints and the study's version.
+
+A run is one JSON file named ``STUDY-HASH.json``. ``run`` looks among the shipped ones, then in the user's cache, else it
+computes. Nothing is shown without its provenance: seed, versions, wall time, commit.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lvmlab import paths
+from lvmlab.files import atomic
+from lvmlab.world import VERSION
+
+PACKAGES = ("torch", "transformers", "numpy", "pillow")
+
+
+def key(study: str, config: dict) -> str:
+    """The name of a run: the study and a hash of all that decides its outcome."""
+    text = json.dumps({"study": study, "world": VERSION, **config}, sort_keys=True)
+    return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def folders() -> dict[str, Path]:
+    """Where runs lie, in the order they are looked for."""
+    return {"shipped": paths.assets() / "runs", "cache": paths.cache() / "runs"}
+
+
+def run(study: str, config: dict, compute: Callable[[dict], object], *, again: bool = False) -> dict:
+    """The stored run of this study and configuration, or a new one: its record, with ``compute(config)`` under "result".
+
+    ``config`` must be plain JSON and name every version and fingerprint that decides the outcome. A new run goes to the
+    cache; ``promote`` ships it. ``again`` computes even where one is stored.
+    """
+    name = key(study, config)
+    if not again:
+        for folder in folders().values():
+            if (folder / f"{name}.json").is_file():
+                return load(name)
+    started = time.perf_counter()
+    result = compute(config)
+    record = {
+        "name": name, "study": study, "config": config, "world": VERSION, "seconds": round(time.perf_counter() - started, 1),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}, "commit": commit(), "result": result,
+    }  # fmt: skip
+    with atomic(folders()["cache"] / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(record) + "\n")
+    return record
+
+
+def load(name: str) -> dict:
+    """A stored run by its name or an unambiguous beginning of it. Raises FileNotFoundError that lists the stored ones."""
+    for folder in folders().values():
+        found = sorted(folder.glob(f"{name}*.json"))
+        if len(found) > 1 and not (folder / f"{name}.json").is_file():
+            raise FileNotFoundError(f"{name!r} names several runs: {', '.join(p.stem for p in found)}")
+        if found:
+            return json.loads(found[0].read_text())
+    stored = ", ".join(r["name"] for r in listing()) or "none"
+    raise FileNotFoundError(f"no run {name!r} is stored (stored: {stored})")
+
+
+def listing() -> list[dict]:
+    """Every stored run without its result, with ``where`` it lies."""
+    rows = []
+    for where, folder in folders().items():
+        for path in sorted(folder.glob("*.json")):
+            record = json.loads(path.read_text())
+            rows.append({k: v for k, v in record.items() if k != "result"} | {"where": where, "bytes": path.stat().st_size})
+    return rows
+
+
+def promote(name: str) -> Path:
+    """Copies a cached run to the shipped ones, in a checkout."""
+    record = load(name)
+    path = folders()["shipped"] / f"{record['name']}.json"
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(record) + "\n")
+    return path
+
+
+def prune() -> list[str]:
+    """Removes the cached runs of other worlds and those that are shipped; returns their names."""
+    gone = []
+    shipped = {r["name"] for r in listing() if r["where"] == "shipped"}
+    for row in listing():
+        if row["where"] == "cache" and (row["world"] != VERSION or row["name"] in shipped):
+            (folders()["cache"] / f"{row['name']}.json").unlink()
+            gone.append(row["name"])
+    return gone
+
+
+def commit() -> str:
+    """The checkout's commit, or "unknown" outside one."""
+    try:
+        where = Path(__file__).parent
+        return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

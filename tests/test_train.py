@@ -1,0 +1,209 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from lvmlab.train import TrainConfig, TrainingError, load_checkpoint, read_log, train
+
+CONFIG = TrainConfig(steps=24, lr=1e-2, warmup=4, precision="fp32", save_every=5, log_every=1, accumulation=2, seed=3)
+
+
+class Tiny(nn.Module):
+    """With dropout, so that the random state counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.Tanh(), nn.Linear(16, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def model():
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def batches(number):
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+    return x, x.sum(1, keepdim=True)
+
+
+def loss(net, batch):
+    x, y = batch
+    value = (net(x) - y).square().mean()
+    return value, {"items": len(x), "spread": y.std().item()}
+
+
+def run(folder, config=CONFIG, net=None, feed=batches, aim=loss, **options):
+    return train(net or model(), feed, aim, config, folder, progress=False, **options)
+
+
+def losses(log):
+    return {r["step"]: r["loss"] for r in log}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The log and weights of a training that nothing interrupts."""
+    folder, net = tmp_path_factory.mktemp("whole"), model()
+    return losses(run(folder, net=net)), net.state_dict(), folder
+
+
+CHILD = textwrap.dedent("""
+    import sys, time
+    sys.path.insert(0, sys.argv[2])
+    import test_train as t
+    def slow(number):
+        time.sleep(0.05)
+        return t.batches(number)
+    t.run(sys.argv[1], feed=slow)
+""")
+
+
+def test_killed_and_started_again_it_goes_on_to_the_same_losses(tmp_path, whole):
+    expected, weights, _ = whole
+    here = os.path.dirname(__file__)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), here], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 60
+        while len((tmp_path / "log.jsonl").read_text().splitlines() if (tmp_path / "log.jsonl").exists() else []) < 8:
+            assert child.poll() is None and time.monotonic() < deadline, "the training ended before it could be killed"
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    finally:
+        child.kill()
+    first = load_checkpoint(tmp_path)["step"]
+    assert 5 <= first < 24 and [r["step"] for r in read_log(tmp_path)] == list(range(first))
+    net = model()
+    log = run(tmp_path, net=net)
+    assert losses(log) == pytest.approx(expected, abs=2e-6) and list(losses(log)) == list(range(24))
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=1e-5)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(24))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_it_learns_and_a_finished_training_is_only_read(whole):
+    expected, weights, folder = whole
+    assert expected[23] < 0.7 * expected[0]
+    net = model()
+
+    def never(number):
+        raise AssertionError("work was started")
+
+    assert losses(run(folder, net=net, feed=never)) == expected
+    assert all(torch.equal(v, weights[k]) for k, v in net.state_dict().items())
+
+
+def test_a_budget_stops_with_a_checkpoint_and_the_rest_follows(tmp_path, whole):
+    run(tmp_path, budget_s=0)
+    assert load_checkpoint(tmp_path)["step"] == 1
+    assert losses(run(tmp_path)) == pytest.approx(whole[0], abs=2e-6)
+
+
+def test_saving_and_logging_less_often_changes_nothing(tmp_path, whole):
+    log = run(tmp_path, dataclasses.replace(CONFIG, save_every=100, log_every=6))
+    assert losses(log) == {k: whole[0][k] for k in (0, 6, 12, 18, 23)}
+
+
+@pytest.mark.parametrize("change, options, message", [
+    ({"lr": 2e-2}, {}, r"lr: 0.01 there, 0.02 here"), ({"precision": "bf16"}, {}, "precision: 'fp32' there, 'bf16' here"),
+    ({"seed": 4}, {}, "seed: 3 there"), ({}, {"identity": {"data": "v2"}}, "more: {} there, {'data': 'v2'} here"),
+    ({}, {"net": nn.Linear(4, 1)}, "parameters: 97 there, 5 here")])
+def test_another_configuration_is_refused_and_the_checkpoint_left_alone(whole, change, options, message):
+    folder = whole[2]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(TrainingError, match=message):
+        run(folder, dataclasses.replace(CONFIG, **change), **options)
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_it_with_a_remedy(tmp_path, bad):
+    def breaks(net, batch):
+        value, metrics = loss(net, batch)
+        return value * (bad if breaks.calls >= 14 else 1), metrics | {"calls": (setattr(breaks, "calls", breaks.calls + 1), 0)[1]}
+
+    breaks.calls = 0
+    with pytest.raises(TrainingError, match="at step 7: lower lr"):
+        run(tmp_path, aim=breaks)
+    state = load_checkpoint(tmp_path)
+    assert state["step"] == 5 and all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "other"])
+def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, how):
+    run(tmp_path, dataclasses.replace(CONFIG, steps=2))
+    path = tmp_path / "checkpoint.pt"
+    if how == "other":
+        torch.save({"model": {}}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if how == "empty" else -200])
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(TrainingError, match="damaged.*move it away"):
+        run(tmp_path, dataclasses.replace(CONFIG, steps=2))
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+class Mine:
+    """Something whose unpickling would run code of ours."""
+
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_a_checkpoint_executes_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Mine(), "optimizer": {}, "step": 0, "random": {}, "identity": "{}"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(TrainingError):
+        load_checkpoint(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_no_checkpoint(tmp_path):
+    with pytest.raises(TrainingError, match="missing"):
+        load_checkpoint(tmp_path)
+
+
+def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
+    one, two = (nn.Linear(4, 1) for _ in range(2))
+    two.load_state_dict(one.state_dict())
+
+    def joined(number):
+        parts = [batches(2 * number + i) for i in range(2)]
+        return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+
+    a = run(tmp_path / "a", net=one)
+    b = run(tmp_path / "b", dataclasses.replace(CONFIG, accumulation=1), net=two, feed=joined)
+    assert losses(a) == pytest.approx(losses(b), abs=1e-5)
+    torch.testing.assert_close(one.weight, two.weight, atol=1e-5, rtol=1e-5)
+
+
+def test_the_log_has_what_a_reader_needs(whole):
+    record = read_log(whole[2])[-1]
+    assert {"step", "loss", "spread", "norm", "lr", "items_per_second", "seconds"} == record.keys()
+    assert record["lr"] == pytest.approx(CONFIG.lr_at(23)) and record["items_per_second"] > 0
+
+
+def test_schedule():
+    config = TrainConfig(steps=100, lr=1.0, min_lr=0.1, warmup=10)
+    assert config.lr_at(0) == pytest.approx(0.1) and config.lr_at(9) == config.lr_at(10) == 1.0
+    assert config.lr_at(55) == pytest.approx(0.55) and config.lr_at(100) == config.lr_at(200) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("field, value", [
+    ("steps", 0), ("lr", 0), ("min_lr", 1), ("warmup", -1), ("betas", (0.9, 1.0)), ("weight_decay", -1), ("clip", -1), ("accumulation", 0),
+    ("precision", "fp8"), ("save_every", 0), ("log_every", 0)])
+def test_a_wrong_field_is_named(field, value):
+    with pytest.raises(ValueError, match=f"TrainConfig.{field}="):
+        TrainConfig(**{"steps": 10, field: value})
