@@ -72,7 +72,9 @@ def prompt(
     print(f"wrote {out}")
 
 
-def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), prompts: int = 200, split: Literal["test", "val"] = "test") -> None:
+def evaluate(
+    models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), prompts: int = 200, split: Literal["test", "val"] = "test"
+) -> None:
     """Scores models on mini-world's fixed prompts in every setting and condition; goes on where it was stopped.
 
     Args:
@@ -94,7 +96,9 @@ def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), pr
     print(f"wrote {out / 'scores.json'}")
 
 
-def train_tokenizer(folder: Path, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3, start: Path | None = None) -> None:
+def train_tokenizer(
+    folder: Path, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3, start: Path | None = None
+) -> None:
     """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.vqgan_train.export_tokenizer.
 
     Args:
@@ -109,7 +113,8 @@ def train_tokenizer(folder: Path, steps: int = 3600, pictures: int = 20000, pres
     from lvmlab.train import TrainConfig
     from lvmlab.vqgan_train import train_tokenizer as fit
 
-    pools = {split: render_pool(folder / f"pictures-{split}.npy", split, n) for split, n in (("train", pictures), ("val", max(200, pictures // 20)))}
+    counts = {"train": pictures, "val": max(200, pictures // 20)}
+    pools = {split: render_pool(folder / f"pictures-{split}.npy", split, count) for split, count in counts.items()}
     fit(pools["train"], folder, preset=preset, config=TrainConfig(steps=steps, lr=lr, weight_decay=0.05), val_pool=pools["val"], start=start)
 
 

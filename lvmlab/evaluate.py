@@ -143,12 +143,14 @@ class Scorer:
         best = max(floors, key=floors.get)
         ceiling, floor = self.ceiling[metric], self.floors[best][metric]
         score, gain, room = _resample([values, values - floor, ceiling - floor], self.sources)
-        skill = gain / np.where(np.abs(room) < 1e-9, np.nan, room)
-        low, high = np.nanpercentile(score[1:], (2.5, 97.5))
-        skill_low, skill_high = np.nanpercentile(skill[1:], (2.5, 97.5))
+        low, high = np.percentile(score[1:], (2.5, 97.5))
+        # where the tokenizer carries less than the best floor has (SSIM of a blurred copy, say), there is no skill to speak of
+        skill, skill_low, skill_high = gain[:1] / room[:1], None, None
+        if room[0] > 0:
+            skill_low, skill_high = np.percentile((gain / np.where(room > 0, room, np.inf))[1:], (2.5, 97.5))
         row = asdict(self.job) | {
             "model": model, "metric": metric, "score": score[0], "low": low, "high": high, "ceiling": ceiling.mean(), "floors": floors,
-            "best_floor": best, "skill": skill[0], "skill_low": skill_low, "skill_high": skill_high, "prompts": len(values),
+            "best_floor": best, "skill": skill[0] if room[0] > 0 else None, "skill_low": skill_low, "skill_high": skill_high, "prompts": len(values),
             "sources": len(set(self.sources)), "seconds": seconds,
         }  # fmt: skip
         return {k: round(float(v), 5) if isinstance(v, (float, np.floating)) else v for k, v in row.items()}

@@ -125,7 +125,7 @@ class LVM(nn.Module):
             raise CheckpointError(f"{name} does not fit its {CONFIG} ({'; '.join(found)}): it is damaged or of another network")
         if codes is not None:
             llama.config.tokenizer_codes = codes
-        return cls(llama.to(device or default_device()).eval())
+        return cls(llama.to(device or default_device())).eval()
 
     def save_pretrained(self, folder: str | Path, *, tokenizer_fingerprint: str | None = None, log: list[dict] | None = None,
                         card: str | None = None, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -31,10 +31,11 @@ class Prompt:
         for i, pair in enumerate(self.examples):
             if len(pair) != 2:
                 raise ValueError(f"examples[{i}] has {len(pair)} pictures: give two, (image, label)")
+        side = getattr(self.examples[0][0], "shape", (0,))[-1]
         for i, picture in enumerate(self.pictures):
             name = "query" if i == 2 * len(self.examples) else f"examples[{i // 2}] {('image', 'label')[i % 2]}"
             pictures_of.check(picture, name)
-            if picture.ndim != 3 or picture.shape[1] != picture.shape[2] or picture.shape[1] != self.size:
+            if picture.ndim != 3 or picture.shape != (3, side, side):
                 raise ValueError(f"{name} has shape {tuple(picture.shape)}: give (3, S, S), every picture of a prompt with the same S; "
                                  "images.load(path, size=S) makes one of any picture")
 

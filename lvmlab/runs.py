@@ -54,12 +54,11 @@ def run(study: str, config: dict, compute: Callable[[dict], object], *, again: b
 
 def load(name: str) -> dict:
     """A stored run by its name or an unambiguous beginning of it. Raises FileNotFoundError that lists the stored ones."""
-    for folder in folders().values():
-        found = sorted(folder.glob(f"{name}*.json"))
-        if len(found) > 1 and not (folder / f"{name}.json").is_file():
-            raise FileNotFoundError(f"{name!r} names several runs: {', '.join(p.stem for p in found)}")
-        if found:
-            return json.loads(found[0].read_text())
+    found = {path.stem: path for folder in reversed([*folders().values()]) for path in folder.glob(f"{name}*.json")}
+    if len(found) > 1 and name not in found:
+        raise FileNotFoundError(f"{name!r} names several runs: {', '.join(sorted(found))}")
+    if found:
+        return json.loads(found.get(name, next(iter(found.values()))).read_text())
     stored = ", ".join(r["name"] for r in listing()) or "none"
     raise FileNotFoundError(f"no run {name!r} is stored (stored: {stored})")
 

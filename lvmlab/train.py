@@ -102,7 +102,8 @@ def train(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bf16 = precision(config.precision) == "bf16"
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=default_device().type == "cpu")
+    # autocast is ours: an Accelerator fixes one precision for the whole process and leaves the model's forward wrapped
+    accelerator = Accelerator(mixed_precision="no", cpu=default_device().type == "cpu")
     set_seed(config.seed, device_specific=False)
     optimizer = _adamw(model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"))
     identity = json.loads(json.dumps({**_decisive(config), "precision": "bf16" if bf16 else "fp32", "more": identity or {},
@@ -138,7 +139,7 @@ def train(
                 last = micro == config.accumulation - 1
                 ahead = pool.submit(batches, number(step + 1, 0) if last else number(step, micro + 1))
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    with accelerator.autocast():
+                    with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
                         value, parts = loss(model, batch)
                     accelerator.backward(value / config.accumulation)
                 parts = {"loss": value.item(), **parts}

@@ -34,12 +34,12 @@ def sentences(rows=3, length=40, codes=CODES):
     return torch.randint(0, codes, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name, low, high, inner", [
-    ("mini-student", 2.0, 3.1, 512), ("mini-teacher", 7, 10, 896), ("80m", 75, 85, 1536), ("300m", 291, 300, 2816), ("1b", 1148, 1165, 5632)])
-def test_shapes_have_the_published_sizes(name, low, high, inner):
+@pytest.mark.parametrize("name, low, high", [
+    ("mini-student", 2, 3), ("mini-teacher", 7, 10), ("80m", 75, 85), ("300m", 291, 300), ("1b", 1148, 1165)])
+def test_shapes_have_the_published_sizes(name, low, high):
     with torch.device("meta"):
         lvm = LVM.from_shape(name)
-    assert low < lvm.num_parameters / 1e6 < high and lvm.config.intermediate_size == inner and lvm.shape == name
+    assert low < lvm.num_parameters / 1e6 < high and lvm.shape == name
     big = not name.startswith("mini")
     assert (lvm.context, lvm.vocab) == ((2048, 8192) if big else (1024, 1024))
     attention = lvm.llama.model.layers[0].self_attn

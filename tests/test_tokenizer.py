@@ -79,7 +79,8 @@ def test_a_shipped_name(tokenizer, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("images, message", [
     (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "uint8.*divide by 255"), (torch.rand(3, 16, 16), r"\(3, 16, 16\)"),
-    (torch.rand(1, 3, 8, 8), r"\(B, 3, 16, 16\)"), (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"), (torch.rand(1, 3, 16, 16) * 255, "values in"),
+    (torch.rand(1, 3, 8, 8), r"\(B, 3, 16, 16\)"), (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"),
+    (torch.rand(1, 3, 16, 16) * 255, "values in"),
     (torch.rand(1, 3, 16, 16) - 1, "values in"), (torch.full((1, 3, 16, 16), float("nan")), "nan"), ("a.png", "str")])
 def test_bad_pictures_are_refused(tokenizer, images, message):
     with pytest.raises(ValueError, match=message):
@@ -88,8 +89,8 @@ def test_bad_pictures_are_refused(tokenizer, images, message):
 
 @pytest.mark.parametrize("tokens, message", [
     (torch.full((1, 16), 16), "id 16 is out of range.*0 to 15"), (torch.full((1, 16), -1), "id -1 is out of range"),
-    (torch.zeros(1, 15, dtype=torch.int64), r"\(1, 15\)"), (torch.zeros(16, dtype=torch.int64), r"\(16,\)"), (torch.zeros(1, 16), "float32"),
-    (torch.zeros(1, 16, dtype=torch.bool), "bool")])
+    (torch.zeros(1, 15, dtype=torch.int64), r"\(1, 15\)"), (torch.zeros(16, dtype=torch.int64), r"\(16,\)"),
+    (torch.zeros(1, 16), "float32"), (torch.zeros(1, 16, dtype=torch.bool), "bool")])
 def test_bad_tokens_are_refused(tokenizer, tokens, message):
     with pytest.raises(ValueError, match=message):
         tokenizer.decode(tokens)
@@ -125,8 +126,10 @@ def damage(folder, how):
 
 
 @pytest.mark.parametrize("how, message", [
-    ("truncated", "damaged"), ("cut to nothing", "damaged"), ("no weights", "model.safetensors is missing"), ("no config", "config.json is missing"),
-    ("bad json", "damaged"), ("other kind", "another kind|no lvmlab VQGAN"), ("bad field", "patch=3"), ("missing", "missing: encoder.conv_in.bias"),
+    ("truncated", "damaged"), ("cut to nothing", "damaged"), ("no weights", "model.safetensors is missing"),
+    ("no config", "config.json is missing"),
+    ("bad json", "damaged"), ("other kind", "another kind|no lvmlab VQGAN"), ("bad field", "patch=3"),
+    ("missing", "missing: encoder.conv_in.bias"),
     ("unexpected", "unexpected: encoder.conv_on.bias"), ("misshapen", r"misshapen: quantize.embedding.weight \(17, 4\) for \(16, 4\)"),
     ("not finite", "not finite: decoder.conv_in.bias")])
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(saved, how, message):

@@ -111,6 +111,16 @@ def test_a_budget_stops_with_a_checkpoint_and_the_rest_follows(tmp_path, whole):
     assert losses(run(tmp_path)) == pytest.approx(whole[0], abs=2e-6)
 
 
+def test_bf16_and_fp32_in_one_process(tmp_path, whole):
+    def aim(net, batch):
+        value, metrics = loss(net, batch)
+        return value, metrics | {"bf16": float(net(batch[0]).dtype == torch.bfloat16)}
+
+    logs = [run(tmp_path / p, dataclasses.replace(CONFIG, precision=p, steps=3), net=model(), aim=aim) for p in ("bf16", "fp32")]
+    assert [log[0]["bf16"] for log in logs] == [1, 0]
+    assert logs[0][0]["loss"] == pytest.approx(whole[0][0], rel=0.02)
+
+
 def test_saving_and_logging_less_often_changes_nothing(tmp_path, whole):
     log = run(tmp_path, dataclasses.replace(CONFIG, save_every=100, log_every=6))
     assert losses(log) == {k: whole[0][k] for k in (0, 6, 12, 18, 23)}

@@ -5,7 +5,7 @@ from rich.table import Table
 
 
 def table(rows: list[dict], title: str = "") -> str:
-    """Rows of an evaluation as an aligned text table, their own metric only once a line."""
+    """Rows of an evaluation as an aligned text table."""
     grid = Table(title=title or None, show_edge=False, pad_edge=False, box=None, header_style="bold")
     for name in ("model", "task", "setting", "condition"):
         grid.add_column(name)
@@ -13,10 +13,10 @@ def table(rows: list[dict], title: str = "") -> str:
         grid.add_column(name, justify="left" if name == "metric" else "right")
     for r in rows:
         floor = f"{r['floors'][r['best_floor']]:.3g} ({r['best_floor']})"
+        skill = ("-", "-") if r["skill"] is None else (f"{r['skill']:.2f}", f"{r['skill_low']:.2f}..{r['skill_high']:.2f}")
         grid.add_row(
             r["model"], r["task"], r["setting"], r["condition"], str(r["examples"]), r["metric"], f"{r['score']:.3f}",
-            f"{r['low']:.3f}..{r['high']:.3f}", f"{r['ceiling']:.3f}", floor, f"{r['skill']:.2f}", f"{r['skill_low']:.2f}..{r['skill_high']:.2f}",
-            str(r["prompts"]), str(r["sources"]),
+            f"{r['low']:.3f}..{r['high']:.3f}", f"{r['ceiling']:.3f}", floor, *skill, str(r["prompts"]), str(r["sources"]),
         )  # fmt: skip
     console = Console(width=190, force_terminal=False, no_color=True)
     with console.capture() as capture:

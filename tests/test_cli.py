@@ -1,0 +1,39 @@
+"""The command line and stored runs, as a user meets them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lvmlab import runs
+
+
+def lvmlab(*words: str, **options):
+    return subprocess.run([sys.executable, "-m", "lvmlab", *words], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_help_names_every_command():
+    text = lvmlab("--help").stdout
+    for command in ("demo", "prompt", "evaluate", "train-tokenizer", "train", "runs", "bench"):
+        assert command in text
+
+
+def test_errors_are_one_line_that_names_the_culprit(tmp_path):
+    found = lvmlab("prompt", "--examples", "a.png", "--query", "b.png")
+    assert found.returncode != 0 and "pairs" in found.stderr and "Traceback" not in found.stderr
+    found = lvmlab("runs", "show", "nothing-like-it")
+    assert found.returncode != 0 and "nothing-like-it" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_run_is_computed_once_and_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "folders", lambda: {"shipped": tmp_path / "shipped", "cache": tmp_path / "cache"})
+    calls = []
+    compute = lambda config: calls.append(config) or {"answer": config["x"] * 2}  # noqa: E731
+    first, second = (runs.run("double", {"x": 21}, compute) for _ in range(2))
+    assert first == second and first["result"]["answer"] == 42 and len(calls) == 1
+    assert {"config", "versions", "seconds", "commit", "world"} <= set(first)
+    assert runs.run("double", {"x": 4}, compute)["name"] != first["name"]
+    assert runs.promote(first["name"]).is_file() and runs.load(first["name"]) == first
+    assert runs.prune() == [first["name"]] and [r["where"] for r in runs.listing()] == ["shipped", "cache"]
+    with pytest.raises(FileNotFoundError, match="several"):
+        runs.load("double")

@@ -1,0 +1,126 @@
+"""Evaluation: rows are complete, deterministic, resumable and honest about what a model that knows nothing scores."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lvmlab import evaluate as ev
+from lvmlab import tasks
+from lvmlab.lvm import LVM, SHAPES
+from lvmlab.plots.prompts import sheet
+from lvmlab.plots.scores import skill_chart, table
+from lvmlab.tokenizer import Tokenizer
+
+KEYS = {
+    "model", "task", "setting", "condition", "examples", "metric", "score", "low", "high", "ceiling", "floors", "skill", "skill_low",
+    "skill_high", "prompts", "sources", "seconds",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    torch.set_num_threads(2)
+    return Tokenizer.from_preset("mini", seed=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def lvm():
+    return LVM.from_shape(replace(SHAPES["tiny"], context=1024, vocab=1024)).eval()
+
+
+def test_rows_have_every_field_and_a_second_call_computes_nothing(tokenizer, lvm, tmp_path, monkeypatch):
+    jobs = [ev.Job("segmentation", prompts=3, split="val"), ev.Job("motion", prompts=3, examples=1, split="val")]
+    rows = ev.evaluate({"x": lvm}, tokenizer, jobs, tmp_path, progress=False)
+    assert {r["metric"] for r in rows} == {"IoU", "PSNR", "SSIM"}
+    assert all(KEYS <= set(r) for r in rows)
+    json.dumps(rows, allow_nan=False)
+    monkeypatch.setattr(ev, "answer", lambda *a: pytest.fail("answered again"))
+    assert ev.evaluate({"x": lvm}, tokenizer, jobs, tmp_path, progress=False) == rows
+
+
+def test_an_untrained_model_has_no_skill(tokenizer, lvm):
+    row = ev.evaluate({"x": lvm}, tokenizer, [ev.Job("segmentation", prompts=6, split="val")], progress=False)[0]
+    assert row["skill"] is None or row["skill"] < 0.3
+    assert row["low"] <= row["score"] <= row["high"]
+
+
+def test_truth_through_the_tokenizer_has_skill_one_and_the_best_floor_zero():
+    scorer = object.__new__(ev.Scorer)
+    scorer.job, scorer.sources = ev.Job("segmentation"), np.array(list("aabbcc"))
+    scorer.ceiling = {"IoU": np.array([0.9, 0.8, 0.9, 0.8, 0.9, 0.8])}
+    scorer.floors = {"query": {"IoU": np.full(6, 0.1)}, "constant": {"IoU": np.full(6, 0.3)}}
+    best = scorer._row("IoU", scorer.ceiling["IoU"], "m", 0.0)
+    assert best["skill"] == best["skill_low"] == best["skill_high"] == 1.0
+    worst = scorer._row("IoU", np.full(6, 0.3), "m", 0.0)
+    assert worst["best_floor"] == "constant" and worst["skill"] == 0.0
+    scorer.floors["query"]["IoU"] = np.full(6, 0.95)
+    assert scorer._row("IoU", np.full(6, 0.3), "m", 0.0)["skill"] is None
+
+
+def test_intervals_come_from_sources_not_prompts():
+    values = np.array([0.0, 1.0] * 50)
+    many = ev._resample([values], np.arange(100).astype(str))[0]
+    few = ev._resample([values], np.array(["a", "b"] * 50))[0]
+    assert math.isclose(many[0], 0.5) and many[1:].std() < 0.1 < few[1:].std()
+
+
+def test_conditions_change_only_what_they_name():
+    right = ev.prompts(ev.Job("segmentation", prompts=2, split="val"))
+    shuffled = ev.prompts(ev.Job("segmentation", condition="shuffled_labels", prompts=2, split="val"))
+    conflicting = ev.prompts(ev.Job("segmentation", condition="conflicting", prompts=2, split="val"))
+    wrong = ev.prompts(ev.Job("segmentation", condition="wrong_task", prompts=2, split="val"))
+    for a, s, c, w in zip(right, shuffled, conflicting, wrong, strict=True):
+        for other in (s, c, w):
+            assert np.array_equal(a.pairs[-1].image, other.pairs[-1].image)
+        assert np.array_equal(s.pairs[0].label, a.pairs[1].label)
+        assert c.encoding.colours == a.encoding.colours[::-1]
+        assert np.abs(c.pairs[0].label.astype(int) - a.pairs[0].label).max() > 50
+        assert not np.array_equal(w.pairs[0].image, a.pairs[0].image)
+
+
+def test_the_query_is_the_same_after_any_number_of_examples():
+    one, seven = (ev.prompts(ev.Job("pose", examples=k, prompts=1, split="val"))[0] for k in (1, 7))
+    assert len(one.pairs) == 2 and len(seven.pairs) == 8
+    assert np.array_equal(one.pairs[-1].image, seven.pairs[-1].image)
+
+
+def test_trained_objects_are_those_of_the_training_split():
+    from lvmlab.world import default
+
+    known = {s.family for s in default().all("objects", "train")}
+    found = ev.prompts(ev.Job("selection", "trained objects", prompts=3))
+    assert all(pair.source in known for s in found for pair in s.pairs)
+
+
+@pytest.mark.parametrize("bad", [{"task": "sing"}, {"setting": "dream"}, {"condition": "odd"}, {"examples": 0}, {"examples": 8}])
+def test_a_job_names_what_is_wrong_with_it(bad):
+    with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+        ev.Job(**{"task": "pose", **bad})
+
+
+def test_a_model_of_other_codes_is_refused_before_any_work(tokenizer):
+    other = LVM.from_shape("tiny", vocab=16)
+    with pytest.raises(ValueError, match="codes"):
+        ev.evaluate({"x": other}, tokenizer, ev.plan(2), progress=False)
+
+
+def test_pictures_of_prompts_and_scores(tokenizer, lvm, tmp_path):
+    job = ev.Job("derain", prompts=2, split="val")
+    sentences = ev.prompts(job)
+    page = sheet([("derain", sentences, [{"copy": s.pairs[-1].image} for s in sentences])])
+    assert page.width > 1000 and np.asarray(page).std() > 20
+    rows = ev.evaluate({"x": lvm}, tokenizer, [job], progress=False)
+    assert "PSNR" in table(rows)
+    if rows[0]["skill"] is not None:
+        assert skill_chart(rows[:1]).get_ylabel()
+
+
+def test_the_plan_covers_every_setting_and_condition():
+    jobs = ev.plan()
+    assert {j.setting for j in jobs} == set(ev.SETTINGS) and {j.condition for j in jobs} == set(ev.CONDITIONS)
+    assert {j.task for j in jobs} == set(tasks.TASKS) and {j.examples for j in jobs} == set(range(1, 8))
+    assert len(jobs) == len(set(jobs))
