@@ -24,7 +24,9 @@ def _models(names: tuple[str, ...]) -> dict:
     return {Path(name).name: LVM.from_pretrained(name) for name in names}
 
 
-def demo(image: Path | None = None, out: Path = Path("runs/demo"), models: tuple[str, ...] = (), prompts: int = 16) -> None:
+def demo(
+    image: Path | None = None, out: Path = Path("runs/demo"), models: tuple[str, ...] = (), prompts: int = 16, shown: int | None = None
+) -> None:
     """Prompts the shipped models on held-out pictures; prints a table, writes OUT/scores.json and OUT/answers.png.
 
     Args:
@@ -32,10 +34,11 @@ def demo(image: Path | None = None, out: Path = Path("runs/demo"), models: tuple
         out: the folder written to.
         models: names of shipped models or folders; the first one's answers are drawn. All shipped ones by default.
         prompts: how many of each task's test prompts, in their fixed order.
+        shown: how many of them are drawn; all by default.
     """
     from lvmlab.demo import run_demo
 
-    print(run_demo(_models(models), out, prompts=prompts, image=image))
+    print(run_demo(_models(models), out, prompts=prompts, image=image, shown=shown))
 
 
 def prompt(
@@ -79,21 +82,33 @@ def evaluate(
 
     Args:
         models: names of shipped models or folders; all shipped ones by default.
-        out: rows go to OUT/scores.json, each finished job to OUT/parts.
+        out: rows go to OUT/scores.json, each finished job to OUT/parts, the worst answers to OUT/worst-MODEL.png.
         prompts: how many prompts a task (half of them for 1 to 7 examples and the control conditions).
         split: tune on val; test is for released models.
     """
+    import time
+
+    from lvmlab import runs, tasks
+    from lvmlab.evaluate import Job, plan
     from lvmlab.evaluate import evaluate as score
-    from lvmlab.evaluate import plan
     from lvmlab.files import atomic
+    from lvmlab.plots.gallery import gallery
     from lvmlab.plots.scores import table
     from lvmlab.tokenizer import Tokenizer
 
-    rows = score(_models(models), Tokenizer.from_pretrained("mini"), plan(prompts, split), out)
+    started, chosen, tokenizer = time.perf_counter(), _models(models), Tokenizer.from_pretrained("mini")
+    jobs = plan(prompts, split)
+    rows = score(chosen, tokenizer, jobs, out)
     with atomic(out / "scores.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     print(f"wrote {out / 'scores.json'}")
+    for name, lvm in chosen.items():
+        with atomic(out / f"worst-{name}.png") as temporary:
+            gallery(lvm, name, tokenizer, [Job(task, prompts=prompts, split=split) for task in tasks.TRAINED], out).save(temporary, format="png")
+        config = {"model": name, "weights": lvm.fingerprint(), "tokenizer": tokenizer.fingerprint, "prompts": prompts, "split": split}
+        kept = runs.keep("evaluate", config, [r for r in rows if r["model"] == name], time.perf_counter() - started)
+        print(f"wrote {out / f'worst-{name}.png'} and the run {kept['name']}")
 
 
 def train_tokenizer(
@@ -135,8 +150,10 @@ def train(folder: Path, shape: str = "mini-student", steps: int = 4800, lr: floa
     from lvmlab.tokenizer import Tokenizer
     from lvmlab.train import TrainConfig
 
-    build(folder / "store", Tokenizer.from_pretrained("mini"), dict.fromkeys(tasks.TRAINED, groups))
-    train_lvm(folder / "store", folder, shape=shape, config=TrainConfig(steps=steps, lr=lr, min_lr=lr / 20), start=start)
+    tokenizer = Tokenizer.from_pretrained("mini")
+    build(folder / "store", tokenizer, dict.fromkeys(tasks.TRAINED, groups))
+    train_lvm(folder / "store", folder, shape=shape, config=TrainConfig(steps=steps, lr=lr, min_lr=lr / 20),
+              codebook=None if start else tokenizer.net.quantize.table().cpu(), start=start)
 
 
 def runs(action: Literal["list", "show", "promote", "prune"] = "list", name: str = "") -> None:

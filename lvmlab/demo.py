@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from lvmlab import images, tasks
-from lvmlab.evaluate import Job, Scorer, answer, to_pictures
+from lvmlab.evaluate import Job, Scorer, draw, to_pictures
+from lvmlab.evaluate import prompts as prompts_of
 from lvmlab.files import atomic
 from lvmlab.lvm import LVM
 from lvmlab.plots.prompts import sheet
@@ -31,7 +32,7 @@ def run_demo(models: dict[str, LVM], out: str | Path, *, prompts: int = 16, imag
         scorer = Scorer(Job(name, prompts=prompts), tokenizer)
         drawn = [{} for _ in scorer.sentences]
         for model, lvm in models.items():
-            pictures = to_pictures(tokenizer.decode(answer(lvm, tokenizer, scorer.sentences)))
+            pictures = draw(lvm, tokenizer, scorer.sentences)
             rows += scorer.rows(scorer.scores(pictures), model, 0.0)
             for place, picture in zip(drawn, pictures, strict=True):
                 place[model.removeprefix("mini-")] = picture
@@ -45,10 +46,15 @@ def run_demo(models: dict[str, LVM], out: str | Path, *, prompts: int = 16, imag
 
 def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: Path) -> None:
     """The user's picture after the examples of the first test prompt of segmentation, in each model's answer."""
-    picture = to_pictures(images.load(path, tokenizer.size)[None])[0]
-    prompt = Scorer(Job("segmentation", prompts=1), tokenizer).sentences[0]
-    asked = Sentence(prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))])
-    answers = {name: to_pictures(tokenizer.decode(answer(lvm, tokenizer, [asked])))[0] for name, lvm in models.items()}
+    asked = ask_yours(path, tokenizer)
+    answers = {name: draw(lvm, tokenizer, [asked])[0] for name, lvm in models.items()}
     with atomic(out) as temporary:
         sheet([("your picture (no truth is known)", [asked], [answers])], columns=1, scale=2).save(temporary, format="png")
     print(f"wrote {out}")
+
+
+def ask_yours(path: str | Path, tokenizer: Tokenizer, task: str = "segmentation", index: int = 0) -> Sentence:
+    """A picture file after the examples of a test prompt; its truth, which nobody knows, is left white."""
+    picture = to_pictures(images.load(path, tokenizer.size)[None])[0]
+    prompt = prompts_of(Job(task, prompts=index + 1))[index]
+    return Sentence(prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))])

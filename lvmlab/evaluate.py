@@ -116,6 +116,11 @@ def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], batch: int
     return torch.cat(answers)
 
 
+def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence]) -> np.ndarray:
+    """Greedy answers as pictures, uint8 (B, S, S, 3)."""
+    return to_pictures(tokenizer.decode(answer(lvm, tokenizer, sentences)))
+
+
 class Scorer:
     """Scores answers to one job's prompts; the ceiling and the floors are worked out once and kept for the next model."""
 
@@ -172,14 +177,13 @@ def evaluate(
     for lvm in models.values():
         lvm.check_fits(tokenizer)
     rows = []
-    fingerprints = {name: _fingerprint(lvm) for name, lvm in models.items()}
+    fingerprints = {name: lvm.fingerprint() for name, lvm in models.items()}
     bar = tqdm(total=len(jobs) * len(models), disable=not progress)
     for job in jobs:
         scorer = None
         for name, lvm in models.items():
             bar.set_postfix_str(f"{name}: {job.task}, {job.setting}, {job.condition}, {job.examples} examples", refresh=True)
-            key = hashlib.sha256(json.dumps([name, fingerprints[name], tokenizer.fingerprint, asdict(job)]).encode()).hexdigest()[:16]
-            part = Path(folder) / "parts" / f"{key}.json" if folder else None
+            part = part_path(folder, name, fingerprints[name], tokenizer, job) if folder else None
             if part and part.exists():
                 rows += json.loads(part.read_text())["rows"]
                 bar.update()
@@ -205,7 +209,7 @@ def _both_right(scorer: Scorer, swapped: dict[str, np.ndarray], lvm: LVM, tokeni
     """The share of queries answered rightly (over half the ceiling) under both of two prompts that conflict."""
     job = Job(**{**asdict(scorer.job), "condition": "right"})
     straight = Scorer(job, tokenizer)
-    scores = straight.scores(to_pictures(tokenizer.decode(answer(lvm, tokenizer, straight.sentences))))
+    scores = straight.scores(draw(lvm, tokenizer, straight.sentences))
     metric = scorer.task.metric
     right = [s[metric] > 0.5 * other.ceiling[metric].mean() for s, other in ((swapped, scorer), (scores, straight))]
     both = (right[0] & right[1]).astype(float)
@@ -218,9 +222,7 @@ def _both_right(scorer: Scorer, swapped: dict[str, np.ndarray], lvm: LVM, tokeni
     }  # fmt: skip
 
 
-def _fingerprint(lvm: LVM) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(lvm.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def part_path(folder: str | Path, model: str, fingerprint: str, tokenizer: Tokenizer, job: Job) -> Path:
+    """Where a finished job is kept: {"rows", "tokens" (one answer a prompt), "scores" (the task's metric, one a prompt)}."""
+    key = hashlib.sha256(json.dumps([model, fingerprint, tokenizer.fingerprint, asdict(job)]).encode()).hexdigest()[:16]
+    return Path(folder) / "parts" / f"{key}.json"

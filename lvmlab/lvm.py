@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import tempfile
@@ -151,6 +152,21 @@ class LVM(nn.Module):
                         written.write_text(text)
             os.replace(files[-1], folder / CONFIG)
 
+    @torch.no_grad()
+    def start_from_codebook(self, codebook: Tensor, seed: int = 0) -> "LVM":
+        """Starts embedding and head as random projections of a tokenizer's codes (K, D): codes that look alike then start alike.
+
+        DeLVM's release goes further: its embedding stays the frozen codebook, followed by one linear layer. Returns self.
+        """
+        if codebook.ndim != 2 or len(codebook) > self.vocab:
+            raise ValueError(f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K of at most {self.vocab}")
+        generator = torch.Generator().manual_seed(seed)
+        centred = (codebook - codebook.mean(0)).float().cpu()
+        for layer in (self.llama.model.embed_tokens, self.llama.lm_head):
+            rows = centred @ torch.randn(codebook.shape[1], layer.weight.shape[1], generator=generator)
+            layer.weight[: len(rows)] = rows * (layer.weight.std().cpu() / rows.std())
+        return self
+
     @property
     def config(self) -> LlamaConfig:
         return self.llama.config
@@ -186,6 +202,14 @@ class LVM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.llama.lm_head.weight.device
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the weights: what a stored result was measured on."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def check_fits(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if this model does not speak the tokenizer's codes."""

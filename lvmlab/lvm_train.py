@@ -5,6 +5,7 @@ little, one of an answer weighs fully. A short context first and the full one la
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -56,16 +57,21 @@ def weights(names: list[str], pairs: int, tokens: int, image_weight: float) -> T
 
 def train_lvm(
     store: str | Path, folder: str | Path, *, shape: str, config: TrainConfig, recipe: Recipe | None = None, tokens_per_image: int = 64,
-    start: str | Path | None = None, budget_s: float | None = None, progress: bool = True,
+    codebook: Tensor | None = None, start: str | Path | None = None, on_log: Callable[[dict], None] | None = None,
+    budget_s: float | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Trains an LVM of a named shape on a token store and returns the log; resumes from ``folder``.
 
-    start: the folder of an earlier training of the same shape to go on from, with a fresh optimiser.
+    codebook: (K, D), the tokenizer's: embedding and head start from it (`LVM.start_from_codebook`).
+    start: the folder of an earlier training, or of a pretrained model, of the same shape to go on from, with a fresh optimiser.
     """
     recipe, data = recipe or Recipe(), Store(store)
     model = LVM.from_shape(shape, seed=config.seed)
+    if codebook is not None:
+        model.start_from_codebook(codebook, seed=config.seed)
     if start:
-        model.load_state_dict(load_checkpoint(start)["model"])
+        pretrained = (Path(start) / "config.json").is_file()
+        model.load_state_dict(LVM.from_pretrained(start, device="cpu").state_dict() if pretrained else load_checkpoint(start)["model"])
 
     def batch(number: int) -> dict:
         pairs = recipe.pairs(number // config.accumulation, config.steps)
@@ -77,8 +83,9 @@ def train_lvm(
         value = model(batch["tokens"], batch["weights"], return_loss=True)
         return value, {"items": float(batch["tokens"].numel())}
 
-    identity = {"shape": shape, "recipe": asdict(recipe), "store": data.meta} | ({"start": Path(start).name} if start else {})
-    return train(model, batch, loss, config, folder, identity=identity, budget_s=budget_s, progress=progress)
+    identity = {"shape": shape, "recipe": asdict(recipe), "store": data.meta, "codebook": codebook is not None}
+    identity |= {"start": Path(start).name} if start else {}
+    return train(model, batch, loss, config, folder, on_log, identity=identity, budget_s=budget_s, progress=progress)
 
 
 def export_lvm(folder: str | Path, out: str | Path) -> LVM:

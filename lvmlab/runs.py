@@ -43,8 +43,14 @@ def run(study: str, config: dict, compute: Callable[[dict], object], *, again: b
                 return load(name)
     started = time.perf_counter()
     result = compute(config)
+    return keep(study, config, result, time.perf_counter() - started)
+
+
+def keep(study: str, config: dict, result: object, seconds: float) -> dict:
+    """Stores a result computed elsewhere as the run of this study and configuration, in the cache; returns its record."""
+    name = key(study, config)
     record = {
-        "name": name, "study": study, "config": config, "world": VERSION, "seconds": round(time.perf_counter() - started, 1),
+        "name": name, "study": study, "config": config, "world": VERSION, "seconds": round(seconds, 1),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES}, "commit": commit(), "result": result,
     }  # fmt: skip
     with atomic(folders()["cache"] / f"{name}.json") as temporary:
@@ -63,13 +69,25 @@ def load(name: str) -> dict:
     raise FileNotFoundError(f"no run {name!r} is stored (stored: {stored})")
 
 
+def find(study: str, **config) -> dict:
+    """The stored run of a study whose configuration holds these values: the shipped one, else the newest in the cache.
+
+    Raises FileNotFoundError that names what is stored.
+    """
+    rows = [r for r in listing() if r["study"] == study and all(r["config"].get(k) == v for k, v in config.items())]
+    if not rows:
+        wanted = ", ".join(f"{k}={v!r}" for k, v in config.items())
+        raise FileNotFoundError(f"no run of {study} with {wanted} is stored (stored: {', '.join(r['name'] for r in listing()) or 'none'})")
+    return load(max(rows, key=lambda r: (r["where"] == "shipped", r["written"]))["name"])
+
+
 def listing() -> list[dict]:
     """Every stored run without its result, with ``where`` it lies."""
     rows = []
     for where, folder in folders().items():
         for path in sorted(folder.glob("*.json")):
             record = json.loads(path.read_text())
-            rows.append({k: v for k, v in record.items() if k != "result"} | {"where": where, "bytes": path.stat().st_size})
+            rows.append({k: v for k, v in record.items() if k != "result"} | {"where": where, "bytes": path.stat().st_size, "written": path.stat().st_mtime})
     return rows
 
 

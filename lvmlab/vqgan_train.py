@@ -1,11 +1,13 @@
 """Training a VQGAN: what is minimised, by named terms, and on which pictures.
 
 The quantiser of the training is vector-quantize-pytorch's (EMA codebook, k-means start, dead codes replaced, rotation
-trick of arXiv 2410.06424); its codebook is exported to the plain look-up of `lvmlab.vqgan.Codebook`.
+trick of arXiv 2410.06424); its codebook is exported to the plain look-up of `lvmlab.vqgan.Codebook`. For comparison there
+is finite scalar quantisation as well (FSQ, arXiv 2309.15505), for training and scoring only.
 """
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
 KINDS = ("natural", "two-colour", "skeleton", "other")  # what the ids in a pool's kinds file mean
+QUANTISERS = ("vq", "fsq")
+# levels a dimension for a codebook of about this size; all but the first from FSQ's paper, section 4.1
+FSQ_LEVELS = {16: (4, 4), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
 
 
 @dataclass(frozen=True)
@@ -88,18 +93,30 @@ def to_float(pictures: np.ndarray) -> Tensor:
 
 
 class TrainingVQGAN(nn.Module):
-    """A VQGAN with the training quantiser and, where the recipe asks, a discriminator."""
+    """A VQGAN with the training quantiser and, where the recipe asks, a discriminator.
 
-    def __init__(self, config: VQGANConfig, recipe: Recipe):
+    quantiser: "vq", a learned codebook, or "fsq", a fixed grid of about as many codes between two linear maps; FSQ has no
+    commitment loss, no k-means start, no dead codes to replace and no export.
+    """
+
+    def __init__(self, config: VQGANConfig, recipe: Recipe, quantiser: str = "vq"):
         super().__init__()
-        from vector_quantize_pytorch import VectorQuantize  # a 5 s import, for training only
+        from vector_quantize_pytorch import FSQ, VectorQuantize  # a 5 s import, for training only
 
-        self.recipe, self.config = recipe, config
+        if quantiser not in QUANTISERS:
+            raise ValueError(f"quantiser={quantiser!r}: choose from {', '.join(QUANTISERS)}")
+        if quantiser == "fsq" and config.codes not in FSQ_LEVELS:
+            raise ValueError(f"VQGANConfig.codes={config.codes!r}: FSQ has levels for {', '.join(map(str, FSQ_LEVELS))}")
+        self.recipe, self.config, self.quantiser = recipe, config, quantiser
+        self.codes = config.codes if quantiser == "vq" else math.prod(FSQ_LEVELS[config.codes])
         self.net = VQGAN(config).to(memory_format=torch.channels_last)
         self.net.quantize.requires_grad_(False)  # filled from `quantizer` by `export`
-        self.quantizer = VectorQuantize(
-            dim=config.embed_dim, codebook_size=config.codes, use_cosine_sim=config.cosine, kmeans_init=True,
-            decay=recipe.decay, threshold_ema_dead_code=recipe.dead_below, commitment_weight=1.0)
+        if quantiser == "fsq":
+            self.quantizer = FSQ(FSQ_LEVELS[config.codes], dim=config.embed_dim, force_quantization_f32=False)  # it is fed fp32
+        else:
+            self.quantizer = VectorQuantize(
+                dim=config.embed_dim, codebook_size=config.codes, use_cosine_sim=config.cosine, kmeans_init=True,
+                decay=recipe.decay, threshold_ema_dead_code=recipe.dead_below, commitment_weight=1.0)
         self.register_buffer("seen", torch.tensor(0))  # batches
         self.discriminator = patch_discriminator() if recipe.adversarial else None
         self.perceptual = lpips() if recipe.lpips else None
@@ -109,6 +126,9 @@ class TrainingVQGAN(nn.Module):
         features = self.net.features(pictures).float()
         if self.training:
             self.seen += 1
+        if self.quantiser == "fsq":
+            codes, tokens = self._fsq(features)
+            return self.net.render(codes), tokens, features.new_zeros(())
         if self.seen <= self.recipe.free_batches:
             codes = F.normalize(features, dim=-1) if self.config.cosine else features
             return self.net.render(codes), self.net.quantize.nearest(features), features.new_zeros(())
@@ -116,9 +136,25 @@ class TrainingVQGAN(nn.Module):
             codes, tokens, commitment = self.quantizer(features)
         return self.net.render(codes), tokens, commitment.sum()
 
+    def _fsq(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):
+            return self.quantizer(features.float())
+
+    @torch.no_grad()
+    def round_trip(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) to the clamped reconstruction, as the exported network gives it, and the tokens (B, N)."""
+        if self.quantiser == "fsq":
+            codes, tokens = self._fsq(self.net.features(pictures))
+            return self.net.render(codes).clamp(0, 1), tokens.long()
+        net = self.export()
+        tokens = net.quantize.nearest(net.features(pictures))
+        return net.render(net.quantize(tokens)).clamp(0, 1), tokens
+
     @torch.no_grad()
     def export(self) -> VQGAN:
-        """The plain network, with the learned codebook in it."""
+        """The plain network, with the learned codebook in it. Raises ValueError for FSQ, which has none."""
+        if self.quantiser != "vq":
+            raise ValueError(f"a tokenizer with the quantiser {self.quantiser!r} cannot be exported: train with \"vq\"")
         self.net.quantize.embedding.weight.copy_(self.quantizer.codebook)
         return self.net
 
@@ -189,16 +225,16 @@ def lpips() -> nn.Module:
 @torch.no_grad()
 def evaluate(model: TrainingVQGAN, pool: Pool, per_kind: int = 128, batch: int = 64) -> dict[str, float]:
     """PSNR (dB) for each kind, two-colour IoU and the share of codes in use, on the first pictures of each kind."""
-    was_training, net, device = model.training, model.export().eval(), next(model.parameters()).device
-    scores, used = {}, torch.zeros(model.config.codes, dtype=torch.bool)
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    scores, used = {}, torch.zeros(model.codes, dtype=torch.bool)
     for kind, of in zip(KINDS, pool.of_kind, strict=True):
         psnr, iou = [], []
         for chunk in np.array_split(of[:per_kind], max(1, math.ceil(min(per_kind, len(of)) / batch))):
             if not len(chunk):
                 continue
             target = to_float(pool.pictures[chunk]).to(device)
-            tokens = net.quantize.nearest(net.features(target))
-            picture = net.render(net.quantize(tokens)).clamp(0, 1)
+            picture, tokens = model.round_trip(target)
             used[tokens.cpu().unique()] = True
             psnr += (-10 * (picture - target).square().mean((1, 2, 3)).clamp(min=1e-10).log10()).tolist()
             if kind == "two-colour":
@@ -229,9 +265,11 @@ def two_colour_iou(picture: Tensor, target: Tensor) -> Tensor:
 
 def train_tokenizer(pool: str | Path, folder: str | Path, *, preset: str | VQGANConfig = "mini", recipe: Recipe = Recipe(),
                     config: TrainConfig, batch: int = 64, val_pool: str | Path | None = None, eval_every: int = 500,
-                    start: str | Path | None = None, budget_s: float | None = None, progress: bool = True) -> list[dict]:
+                    start: str | Path | None = None, budget_s: float | None = None, progress: bool = True,
+                    quantiser: str = "vq", on_log: Callable[[dict], None] | None = None) -> list[dict]:
     """Trains a tokenizer on a pool of pictures and returns the log; resumes from `folder`. See `lvmlab.train.train`.
 
+    quantiser: "vq" or "fsq", see `TrainingVQGAN`. on_log: called with each record, its "val" in it where there is one.
     start: the folder of an earlier training whose weights and codebook this one goes on from, with a fresh optimiser.
     """
     shape = VQGANConfig.preset(preset) if isinstance(preset, str) else preset
@@ -239,18 +277,30 @@ def train_tokenizer(pool: str | Path, folder: str | Path, *, preset: str | VQGAN
     if data.pictures.shape[1:3] != (shape.resolution, shape.resolution):
         raise ValueError(f"{pool} holds pictures of {data.pictures.shape[1:3]}: the tokenizer takes {shape.resolution} px")
     torch.manual_seed(config.seed)
-    model = TrainingVQGAN(shape, recipe)
+    model = TrainingVQGAN(shape, recipe, quantiser)
     if start:
         model.load_state_dict(load_checkpoint(start)["model"])
 
-    def on_log(record: dict) -> None:
+    def log(record: dict) -> None:
         if val and (record["step"] % eval_every == 0 or record["step"] == config.steps - 1):
             record["val"] = evaluate(model, val)
+        if on_log:
+            on_log(record)
 
     identity = {"network": asdict(shape), "recipe": asdict(recipe), "batch": batch, "pictures": len(data.pictures),
+                **({"quantiser": quantiser} if quantiser != "vq" else {}),
                 **({"start": str(Path(start).name)} if start else {})}
-    return train(model, lambda n: data.batch(n, batch, config.seed, recipe.shares), model.loss, config, folder, on_log,
+    return train(model, lambda n: data.batch(n, batch, config.seed, recipe.shares), model.loss, config, folder, log,
                  identity=identity, budget_s=budget_s, progress=progress)
+
+
+def load_training(folder: str | Path) -> TrainingVQGAN:
+    """The module of a training's latest checkpoint, whatever its quantiser. Raises TrainingError without one."""
+    checkpoint = load_checkpoint(folder)
+    more = checkpoint["identity"]["more"]
+    model = TrainingVQGAN(VQGANConfig(**more["network"]), Recipe(**more["recipe"]), more.get("quantiser", "vq"))
+    model.load_state_dict(checkpoint["model"])
+    return model.eval()
 
 
 def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path | None = None,
@@ -259,11 +309,8 @@ def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path |
 
     With `val_pool` the exported weights, as rounded on disk, are scored again. Raises TrainingError without a checkpoint.
     """
-    checkpoint, log = load_checkpoint(folder), read_log(folder)
-    identity = checkpoint["identity"]
-    model = TrainingVQGAN(VQGANConfig(**identity["more"]["network"]), Recipe(**identity["more"]["recipe"]))
-    model.load_state_dict(checkpoint["model"])
-    training = {**identity, "step": checkpoint["step"]}
+    checkpoint, log, model = load_checkpoint(folder), read_log(folder), load_training(folder)
+    training = {**checkpoint["identity"], "step": checkpoint["step"]}
     Tokenizer(model.export(), device="cpu", training=training).save_pretrained(out, log=log, dtype=dtype)
     tokenizer = Tokenizer.from_pretrained(out, device="cpu")
     if val_pool:

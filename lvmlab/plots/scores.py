@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from lvmlab import tasks
+
 
 def table(rows: list[dict], title: str = "") -> str:
     """Rows of an evaluation as an aligned text table."""
@@ -41,4 +43,29 @@ def skill_chart(rows: list[dict], axis=None):
     axis.set_xticks(range(len(names)), names)
     axis.set_ylabel("skill (0: best floor, 1: ceiling)")
     axis.legend(frameon=False)
+    return axis
+
+
+def choose(rows: list[dict], **wanted) -> list[dict]:
+    """The rows with these values, the task's own metric alone unless one is asked for."""
+    found = [r for r in rows if all(r[k] == v for k, v in wanted.items())]
+    if "metric" in wanted:
+        return found
+    return [r for r in found if r["metric"] == tasks.get(r["task"]).metric]
+
+
+def examples_chart(rows: list[dict], axis=None):
+    """Skill after 1 to 7 examples, one line a task with its interval, on white."""
+    import matplotlib.pyplot as plt
+
+    axis = axis or plt.subplots(figsize=(7, 3.6), facecolor="white", layout="constrained")[1]
+    for name in dict.fromkeys(r["task"] for r in rows):
+        mine = sorted((r for r in rows if r["task"] == name), key=lambda r: r["examples"])
+        x, y = [r["examples"] for r in mine], [r["skill"] for r in mine]
+        (line,) = axis.plot(x, y, marker="o", label=name)
+        axis.fill_between(x, [r["skill_low"] for r in mine], [r["skill_high"] for r in mine], color=line.get_color(), alpha=0.15, lw=0)
+    axis.axhline(0, color="black", lw=1)
+    axis.set_xlabel("examples in the prompt")
+    axis.set_ylabel("skill")
+    axis.legend(frameon=False, ncols=3)
     return axis
