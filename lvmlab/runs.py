@@ -87,7 +87,8 @@ def listing() -> list[dict]:
     for where, folder in folders().items():
         for path in sorted(folder.glob("*.json")):
             record = json.loads(path.read_text())
-            rows.append({k: v for k, v in record.items() if k != "result"} | {"where": where, "bytes": path.stat().st_size, "written": path.stat().st_mtime})
+            stat = path.stat()
+            rows.append({k: v for k, v in record.items() if k != "result"} | {"where": where, "bytes": stat.st_size, "written": stat.st_mtime})
     return rows
 
 

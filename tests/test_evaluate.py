@@ -124,3 +124,16 @@ def test_the_plan_covers_every_setting_and_condition():
     assert {j.setting for j in jobs} == set(ev.SETTINGS) and {j.condition for j in jobs} == set(ev.CONDITIONS)
     assert {j.task for j in jobs} == set(tasks.TASKS) and {j.examples for j in jobs} == set(range(1, 8))
     assert len(jobs) == len(set(jobs))
+
+
+def test_the_gallery_shows_the_worst_answers_one_a_source(tokenizer, lvm, tmp_path):
+    from lvmlab.plots.gallery import gallery, worst
+
+    assert worst(np.array([0.9, 0.1, 0.2, 0.0]), ["a", "b", "b", "c"], 3) == [3, 1, 0]
+    jobs = [ev.Job("segmentation", prompts=3, split="val")]
+    with pytest.raises(FileNotFoundError, match="evaluate"):
+        gallery(lvm, "x", tokenizer, jobs, tmp_path)
+    ev.evaluate({"x": lvm}, tokenizer, jobs, tmp_path, progress=False)
+    assert gallery(lvm, "x", tokenizer, jobs, tmp_path, count=2).width > 300
+    with pytest.raises(FileNotFoundError, match="segmentation"):  # other weights' answers are not these weights'
+        gallery(LVM.from_shape(replace(SHAPES["tiny"], context=1024, vocab=1024), seed=1), "x", tokenizer, jobs, tmp_path)

@@ -231,3 +231,17 @@ def test_unused_ids_beyond_the_codes_fit(tokenizer, tmp_path):
     LVM.from_shape("tiny", vocab=CODES + 4).save_pretrained(tmp_path)
     LVM.from_pretrained(tmp_path, device="cpu", codes=CODES).check_fits(tokenizer)
     assert set(SHAPES) >= {"mini-student", "mini-teacher", "80m", "300m", "1b"}
+
+
+def test_codes_that_look_alike_start_alike_in_embedding_and_head():
+    codebook = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    codebook[1] = codebook[0] + 0.01
+    lvm = LVM.from_shape("tiny", vocab=64)
+    before = lvm.llama.lm_head.weight.std().item()
+    lvm.start_from_codebook(codebook)
+    for rows in (lvm.llama.model.embed_tokens.weight, lvm.llama.lm_head.weight):
+        near, far = (rows[1] - rows[0]).norm().item(), (rows[2:] - rows[0]).norm(dim=1).min().item()
+        assert near < 0.1 * far and rows.requires_grad
+    assert abs(lvm.llama.lm_head.weight.std().item() / before - 1) < 0.05
+    with pytest.raises(ValueError, match="65, 8"):
+        lvm.start_from_codebook(torch.zeros(65, 8))

@@ -1,0 +1,1 @@
+"""Experiments, one file each, kept as runs by `lvmlab.runs`."""

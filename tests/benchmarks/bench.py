@@ -1,0 +1,137 @@
+"""Speeds against named alternatives: `make bench`, or `python -m lvmlab bench --names ENTRY ...`.
+
+Both sides of a row are measured in one process (where they are no processes themselves), in turn, on the same inputs. A new
+entry is a function under `@entry(NAME)` in one of the modules imported here.
+"""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import bench_models  # noqa: F401  registers its entries
+import numpy as np
+from bench_rows import ENTRIES, JUDGED, Row, entry, interleaved, rates, rendered_by, where
+from rich.console import Console
+from rich.table import Table
+
+from lvmlab import tasks
+from lvmlab.files import atomic
+from lvmlab.lvm_train import SHARES
+from lvmlab.sentences import PAIRS
+from lvmlab.store import _pictures
+from lvmlab.world import SIZE
+
+OUT = Path("runs/bench.json")
+ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "import")
+REPEATS = {"world.render": 3, "import": 7}
+RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.store.build
+
+
+@entry("world.render")
+def render():
+    """Pairs of the trained tasks, in training's mix, on two processes and on one."""
+    jobs = []
+    for task, share in SHARES.items():
+        length = PAIRS if tasks.get(task).sequence else GROUP
+        jobs += [(task, "train", i, 1000, length, SIZE) for i in range(max(1, round(share * RENDERED / length)))]
+    jobs = [jobs[i] for i in np.random.default_rng(0).permutation(len(jobs))]
+    pairs = sum(job[4] for job in jobs)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        warm: set[int] = set()
+        while len(warm) < 2:  # one worker may have done all before the other was up
+            warm |= set(pool.map(rendered_by, jobs[:8]))
+        two = lambda: list(pool.map(_pictures, jobs, chunksize=4))  # noqa: E731
+        one = lambda: [_pictures(job) for job in jobs]  # noqa: E731
+        taken = interleaved("world.render", {"two": two, "one": one}, REPEATS["world.render"])
+    what = (f"{pairs} training pairs of {', '.join(SHARES)} in the shares of lvm_train: a warm pool of 2 spawned processes, as lvmlab.store has "
+            f"it, against this process alone, best of {REPEATS['world.render']}; the limit is on ours, in pairs/s, not on the ratio")
+    yield rates("world.render", pairs / min(taken["two"]), pairs / min(taken["one"]), "pairs/s", 300.0, what, "ours, at least")
+
+
+@entry("import")
+def imports():
+    """What `import lvmlab` costs in a fresh interpreter."""
+    fresh = lambda code: lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)  # noqa: E731
+    taken = interleaved("import", {"ours": fresh("import lvmlab"), "theirs": fresh("import torch")}, REPEATS["import"])
+    ours, theirs = min(taken["ours"]), min(taken["theirs"])
+    what = (f"`import lvmlab` against `import torch`, each in a fresh interpreter (its start included), best of {REPEATS['import']}; the ratio is "
+            "one of times and the limit an upper one. lvmlab imports its parts, torch among them, when they are first used")
+    yield Row("import", ours, theirs, ours / theirs, "s", 1.3, what, "ratio, at most")
+
+
+def run(names: Sequence[str] | None = None) -> list[dict]:
+    """Measures the named entries (None: all); prints one table, updates runs/bench.json and returns the measured rows.
+
+    Rows of entries not measured now are kept there; each has ``where`` it was measured and, beside its limit, whether it is ``ok``.
+    Raises ValueError for an unknown name, before anything is measured.
+    """
+    known = sorted(ENTRIES, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    unknown = [name for name in names or () if name not in ENTRIES]
+    if unknown:
+        raise ValueError(f"no benchmark is named {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
+    kept = _read(OUT)
+    chosen = [name for name in known if names is None or name in names]
+    print(f"{where()}; {len(chosen)} of {len(known)} entries", file=sys.stderr)
+    measured: list[Row] = []
+    for number, name in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {name} ...", file=sys.stderr, flush=True)
+        rows = []
+        for row in ENTRIES[name]():
+            rows.append(row)
+            print(f"[{number}/{len(chosen)}] {row.name}: {row.ours:.4g} against {row.theirs:.4g} {row.unit}, ratio {row.ratio:.3g} "
+                  f"{_verdict(row)}", file=sys.stderr, flush=True)
+        measured += rows
+        kept = [r for r in kept if _entry(r["name"]) != name] + [row.record() for row in rows]
+        kept.sort(key=lambda r: known.index(_entry(r["name"])) if _entry(r["name"]) in known else len(known))
+        with atomic(OUT) as temporary:
+            temporary.write_text(json.dumps(kept, indent=1) + "\n")
+    print(table(measured))
+    print(f"wrote {OUT}")
+    return [row.record() for row in measured]
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as an aligned text table under the machine they were measured on."""
+    grid = Table(title=where(), title_justify="left", show_edge=False, pad_edge=False, box=None, header_style="bold")
+    grid.add_column("name", no_wrap=True)
+    for name in ("ours", "theirs"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("unit", no_wrap=True)
+    for name in ("ratio", "limit"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("", no_wrap=True)
+    grid.add_column("what")
+    for row in rows:
+        grid.add_row(row.name, f"{row.ours:.4g}", f"{row.theirs:.4g}", row.unit, f"{row.ratio:.3g}", row.bound, _verdict(row), row.what)
+    console = Console(width=190, force_terminal=False, no_color=True)
+    with console.capture() as capture:
+        console.print(grid, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _verdict(row: Row) -> str:
+    return {True: "ok", False: "missed", None: ""}[row.ok]
+
+
+def _entry(row: str) -> str:
+    return row.split("/")[0]
+
+
+def _read(path: Path) -> list[dict]:
+    """The rows of earlier calls."""
+    if not path.is_file():
+        return []
+    try:
+        rows = json.loads(path.read_text())
+        if not all(isinstance(row["name"], str) for row in rows):
+            raise ValueError("a row without a name")
+        return rows
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no rows of benchmarks ({error}): move it away to start afresh") from error
+
+
+__all__ = ["ENTRIES", "JUDGED", "ORDER", "OUT", "Row", "run", "table"]

@@ -1,0 +1,199 @@
+"""Entries of the networks: encoding pictures, and training steps, against plain loops of the same networks."""
+
+import contextlib
+import copy
+import tempfile
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from bench_rows import Row, entry, interleaved, median, rates, synchronise
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lvmlab import paths, tasks
+from lvmlab.device import default_device, precision
+from lvmlab.evaluate import Job, Scorer, answer, to_pictures, to_tensor
+from lvmlab.lvm import LVM
+from lvmlab.lvm_train import SHARES, weights
+from lvmlab.sentences import PAIRS, sentence
+from lvmlab.tokenizer import Tokenizer
+from lvmlab.train import TrainConfig, train
+from lvmlab.vqgan import VQGAN
+
+TOKENS, SENTENCES, STEPS = 64, 4, 5  # tokens a picture; sentences of 8 pairs a step: 4096 tokens; steps measured
+PICTURES, PROMPTS = 256, 50  # encoded for the speed and the share of equal tokens; answered for the skill
+LR = 1e-3
+
+
+def plain_encode(net: VQGAN, images: Tensor, batch: int) -> Tensor:
+    """Pictures to tokens as one would write it: fp32, NCHW, the nearest code by `torch.cdist`."""
+    device, found = default_device(), []
+    with torch.no_grad():
+        table = net.quantize.embedding.weight
+        table = F.normalize(table, dim=-1) if net.config.cosine else table
+        for part in images.split(batch):
+            z = net.quant_conv(net.encoder(part.to(device)))
+            z = z.permute(0, 2, 3, 1).flatten(1, 2)  # (B, D, h, w) -> (B, N, D)
+            z = F.normalize(z, dim=-1) if net.config.cosine else z
+            found.append(torch.cdist(z.flatten(0, 1), table).argmin(-1).view(len(part), -1))
+    return torch.cat(found).to(images.device)
+
+
+def stock_encode(net: VQGAN, images: Tensor, batch: int) -> Tensor:
+    """The same with what torch offers: channels-last, inference mode, and bf16 autocast where the probe says it pays."""
+    device, found = default_device(), []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16"):
+        table = net.quantize.embedding.weight
+        table = F.normalize(table, dim=-1) if net.config.cosine else table
+        for part in images.split(batch):
+            z = net.quant_conv(net.encoder(part.to(device).contiguous(memory_format=torch.channels_last)))
+            z = z.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, D, h, w) -> (B, N, D)
+            z = F.normalize(z, dim=-1) if net.config.cosine else z
+            found.append(torch.cdist(z.flatten(0, 1), table).argmin(-1).view(len(part), -1))
+    return torch.cat(found).to(images.device)
+
+
+def encoding(name: str, tokenizer: Tokenizer, plain: VQGAN, images: Tensor, batch: int, repeats: int, of: str):
+    """The two rows of a tokenizer's speed."""
+    calls = {
+        "ours": lambda: tokenizer.encode(images),
+        "plain": lambda: plain_encode(plain, images, batch),
+        "stock": lambda: stock_encode(tokenizer.net, images, batch),  # the weights lie channels-last there
+    }
+    speed = {side: len(images) / min(taken) for side, taken in interleaved(name, calls, repeats).items()}
+    kind = f"{of}, {len(images)} pictures of {tokenizer.size} px in batches of {batch}, best of {repeats}"
+    yield rates(name, speed["ours"], speed["plain"], "images/s", 1.8,
+                f"Tokenizer.encode in {tokenizer.precision} against the same network in fp32, NCHW, torch.cdist; {kind}")
+    best = max(("plain", "stock"), key=speed.get)
+    setting = {"plain": "the plain loop, fp32 and NCHW", "stock": f"channels-last, inference mode, {precision()}, torch.cdist"}[best]
+    yield rates(f"{name}/best-stock", speed["ours"], speed[best], "images/s", None,
+                f"against the faster of the plain loop and channels-last in {precision()} (the probe's choice), both eager; here: {setting}")
+
+
+def plain_copy(tokenizer: Tokenizer) -> VQGAN:
+    return copy.deepcopy(tokenizer.net).to(memory_format=torch.contiguous_format)
+
+
+def held_out_pictures(count: int) -> Tensor:
+    """Test pictures of the trained tasks in turn, images and labels alike: float (count, 3, 64, 64)."""
+    sentences = -(-count // (2 * PAIRS))
+    found = [sentence(tasks.TRAINED[i % len(tasks.TRAINED)], "test", i // len(tasks.TRAINED)).pictures() for i in range(sentences)]
+    return to_tensor(np.concatenate(found)[:count])
+
+
+@entry("tokenizer.encode.mini")
+def encode_mini():
+    name, trained = "tokenizer.encode.mini", (paths.assets() / "models" / "mini" / "config.json").is_file()
+    tokenizer = Tokenizer.from_pretrained("mini") if trained else Tokenizer.from_preset("mini")
+    plain, images = plain_copy(tokenizer), held_out_pictures(PICTURES)
+    of = "the shipped weights, test pictures" if trained else "fresh weights (none are shipped), test pictures"
+    yield from encoding(name, tokenizer, plain, images, tokenizer.batch_size, 7, of)
+    if not trained:
+        return
+    equal = (tokenizer.encode(images) == plain_encode(plain, images, tokenizer.batch_size)).float().mean().item()
+    yield rates(f"{name}/equal", equal, 1.0, "share", 0.94,
+                f"share of tokens that Tokenizer.encode in {tokenizer.precision} has as the plain fp32 loop has them, {len(images)} test pictures")
+    shipped = [m for m in ("mini-teacher", "mini-student") if (paths.assets() / "models" / m / "config.json").is_file()]
+    if shipped:
+        yield skill(f"{name}/skill", shipped[0], tokenizer)
+
+
+def skill(name: str, model: str, tokenizer: Tokenizer) -> Row:
+    """What the precision of the prompts' tokens does to a model's skill."""
+    lvm, fp32 = LVM.from_pretrained(model), Tokenizer.from_pretrained("mini", precision="fp32")
+    scorer = Scorer(Job("segmentation", prompts=PROMPTS, split="val"), fp32)
+    skills = {}
+    for which, speaker in (("auto", tokenizer), ("fp32", fp32)):
+        pictures = to_pictures(fp32.decode(answer(lvm, speaker, scorer.sentences)))
+        skills[which] = scorer.rows(scorer.scores(pictures), model, 0.0)[0]["skill"]
+    ours, theirs = (float("nan") if v is None else v for v in skills.values())
+    what = (f"{model}'s skill at segmentation, {PROMPTS} validation prompts encoded in {tokenizer.precision} (auto) against fp32; the ratio is the "
+            f"absolute difference, the limit an upper one{' (auto is fp32 here: nothing is compared)' if tokenizer.precision == 'fp32' else ''}")
+    return Row(name, ours, theirs, abs(ours - theirs), "skill", 0.01, what, "ratio, at most")
+
+
+@entry("tokenizer.encode.f16-8192")
+def encode_f16():
+    tokenizer, batch = Tokenizer.from_preset("f16-8192"), 2
+    images = torch.rand(batch, 3, tokenizer.size, tokenizer.size, generator=torch.Generator().manual_seed(0))
+    yield from encoding("tokenizer.encode.f16-8192", tokenizer, plain_copy(tokenizer), images, batch, 2, "fresh weights, noise")
+
+
+class Loop:
+    """A training loop of `transformers`' model as one would write it; with `tuned`, bf16 where the probe says so and fused AdamW."""
+
+    def __init__(self, lvm: LVM, tuned: bool):
+        self.device = default_device()
+        self.llama = copy.deepcopy(lvm.llama).to(self.device).train()
+        options = {"fused": True} if tuned else {"foreach": False, "fused": False}
+        self.optimizer = torch.optim.AdamW(self.llama.parameters(), lr=LR, **options)
+        bf16 = tuned and precision() == "bf16"
+        self.autocast = (lambda: torch.autocast(self.device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
+
+    def step(self, tokens: Tensor) -> float:
+        """Seconds of one step on tokens (B, T), from host tokens to the loss on the host."""
+        synchronise()
+        started = time.perf_counter()
+        tokens = tokens.to(self.device)
+        self.optimizer.zero_grad()
+        with self.autocast():
+            loss = self.llama(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.llama.parameters(), 1.0)
+        self.optimizer.step()
+        loss.item()
+        synchronise()
+        return time.perf_counter() - started
+
+
+def training(shape: str):
+    """The two rows of a shape's training step: the real loop of `lvmlab.train`, which between its steps lets the others take theirs."""
+    name, lvm = f"train.{shape}", LVM.from_shape(shape)
+    loops = {"plain": Loop(lvm, tuned=False), "stock": Loop(lvm, tuned=True)}
+    length = 2 * PAIRS * TOKENS
+    per_step = SENTENCES * length
+    taken: dict[str, list[float]] = {side: [] for side in ("ours", *loops)}
+
+    def batch(number: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng(number)
+        names = [str(n) for n in rng.choice(list(SHARES), SENTENCES, p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
+        tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(SENTENCES, length)))
+        return {"tokens": tokens, "weights": weights(names, PAIRS, TOKENS, 0.1)}
+
+    def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
+        return model(batch["tokens"], batch["weights"], return_loss=True), {"items": float(batch["tokens"].numel())}
+
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=1 + STEPS, desc=name, leave=False) as bar:
+
+        def others(record: dict) -> None:  # the loop's clock stands still meanwhile
+            found = {"ours": per_step / record["items_per_second"]}
+            found |= {side: loop.step(batch(record["step"])["tokens"]) for side, loop in loops.items()}
+            if record["step"] > 0:  # the first is the warm-up
+                for side, seconds in found.items():
+                    taken[side].append(seconds)
+            bar.update()
+
+        config = TrainConfig(steps=1 + STEPS, lr=LR, log_every=1, save_every=10**6)
+        train(lvm, batch, loss, config, folder, on_log=others, progress=False)
+
+    speed = {side: per_step / median(seconds) for side, seconds in taken.items()}
+    kind = f"random tokens, sentences of {PAIRS} pairs, {per_step} tokens a step, median of {STEPS} steps taken in turn"
+    yield rates(name, speed["ours"], speed["plain"], "tokens/s", 2.0,
+                f"the loop of lvmlab.train itself (weighted loss, {precision()}, fused AdamW, clipping; its own items a second, without log and "
+                f"checkpoint) against transformers' loss in fp32, AdamW neither fused nor foreach, clipping; {kind}")
+    stock = "bf16 autocast" if precision() == "bf16" else "fp32 (the probe: bf16 is slower here)"
+    best = max(("plain", "stock"), key=speed.get)
+    yield rates(f"{name}/best-stock", speed["ours"], speed[best], "tokens/s", None,
+                f"against transformers' loss in {stock} with fused AdamW, eager{'' if best == 'stock' else '; the plain loop was faster and counts'}")
+
+
+@entry("train.mini-student")
+def train_student():
+    yield from training("mini-student")
+
+
+@entry("train.mini-teacher")
+def train_teacher():
+    yield from training("mini-teacher")

@@ -1,0 +1,167 @@
+"""The house: who may import whom, how long a file may be, what is installed, and that nothing knows this machine."""
+
+import ast
+import functools
+import graphlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lvmlab
+
+PACKAGE = Path(lvmlab.__file__).parent
+ROOT = PACKAGE.parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# bottom first: a file imports from the layers below, and within its layer only from what is named before it
+LAYERS = (
+    ("paths", "files", "device", "images"),
+    ("vqgan", "tokenizer", "lvm"),
+    ("world", "tasks", "sentences", "pictures", "store", "frozen"),
+    ("train", "vqgan_train", "lvm_train", "prompting"),
+    ("evaluate",),
+    ("runs",),
+    ("plots",),
+    ("demo", "__main__"),
+)
+ORDER = [name for layer in LAYERS for name in layer]
+
+checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="holds for a checkout, not for an installed wheel")
+
+
+def module(path):
+    """lvmlab/tasks/pose.py is tasks.pose, lvmlab/tasks/__init__.py is tasks, lvmlab/__init__.py is the empty name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(path) for path in FILES}
+
+
+@functools.cache
+def imports(path):
+    """The absolute names this file imports, wherever in it: `from a import b` is a.b where that may be a module."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports hide where a name comes from"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def own(path):
+    """The lvmlab modules this file imports."""
+    found = set()
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top != "lvmlab":
+            continue
+        home = lvmlab._HOMES.get(rest, "").removeprefix("lvmlab.")  # `from lvmlab import LVM` means lvmlab.lvm
+        found.add(home or next(m for m in (rest, rest.rpartition(".")[0], "") if m in MODULES))
+    return found - {""}
+
+
+def test_every_file_has_its_place_in_the_table():
+    stray = {name.split(".")[0] for name in MODULES if name} - set(ORDER)
+    assert not stray, f"place {sorted(stray)} in LAYERS of tests/test_house.py (and in the design's table) before using it"
+    gone = set(ORDER) - {name.split(".")[0] for name in MODULES}
+    assert not gone, f"{sorted(gone)} are in LAYERS but not in the package"
+
+
+@pytest.mark.parametrize("path", FILES, ids=[module(p) or "lvmlab" for p in FILES])
+def test_imports_go_down(path):
+    name = module(path)
+    for other in own(path):
+        here, there = name.split(".")[0], other.split(".")[0]
+        if here == there:
+            continue  # one folder: see the next test
+        assert here, f"lvmlab/__init__.py imports {other}: it must stay light"
+        assert ORDER.index(there) < ORDER.index(here), f"{name} imports {other}, which stands above it"
+
+
+def test_no_import_is_a_circle():
+    order = list(graphlib.TopologicalSorter({module(p): own(p) - {module(p)} for p in FILES}).static_order())
+    assert order.index("paths") < order.index("world.sources") < order.index("tasks") < order.index("__main__")
+
+
+def test_the_names_of_the_package_have_homes():
+    for name, home in lvmlab._HOMES.items():
+        assert home.removeprefix("lvmlab.") in MODULES
+        assert getattr(lvmlab, name).__name__ == name
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = lvmlab.nothing
+
+
+def test_files_and_package_stay_thin():
+    lines = {module(p) or "lvmlab": len(p.read_text().splitlines()) for p in FILES}
+    assert not {name: count for name, count in lines.items() if count > 400}
+    assert sum(lines.values()) < 6500
+
+
+def test_every_file_says_what_it_is():
+    assert not [module(p) for p in FILES if not ast.get_docstring(ast.parse(p.read_text()))]
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", re.split(r"[<>=!~\[; ]", name)[0]).lower()
+
+
+@functools.cache
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@checkout
+def test_what_is_imported_is_installed():
+    homes = importlib.metadata.packages_distributions()
+    needed = {normal(d) for d in project()["dependencies"]}
+    for path in FILES:
+        for name in imports(path):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top in ("lvmlab", "bench"):
+                continue
+            assert {normal(d) for d in homes[top]} & needed, f"{module(path)} imports {top}, which pyproject.toml does not ask for"
+
+
+@checkout
+def test_conda_and_pip_install_the_same():
+    import yaml
+
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(item["pip"] for item in environment if isinstance(item, dict))
+    plain = [item for item in environment if isinstance(item, str)]
+    python = next(item for item in plain if normal(item) == "python")
+    assert python.removeprefix("python") == project()["requires-python"]
+    assert "pip" in plain
+    if pip != ["-e ."]:
+        listed = {normal(item) for item in [*plain, *pip] if not item.startswith("-e")} - {"python", "pip"}
+        assert listed == {normal(d) for d in project()["dependencies"]}
+
+
+@checkout
+def test_no_file_knows_this_machine():
+    texts = [*FILES, *(ROOT / "notebooks").rglob("*.ipynb"), *(ROOT / "assets").rglob("*.py"), *(ROOT / "assets").rglob("*.json")]
+    texts += [ROOT / name for name in ("README.md", "Makefile", "pyproject.toml", "environment.yml")]
+    machine = re.compile(r"(?<![\w.:/])/(work|root|tmp|home|Users)/")
+    found = [f"{p.relative_to(ROOT)}: {match.group()}" for p in texts for match in machine.finditer(p.read_text())]
+    assert not found
+
+
+def loaded(code, *names):
+    """Which of ``names`` a fresh interpreter has imported after ``code``."""
+    code = f"import sys\n{code}\nprint([n for n in {names!r} if n in sys.modules])"
+    return ast.literal_eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_imports_are_light():
+    heavy = ("torch", "transformers", "matplotlib", "vector_quantize_pytorch")
+    assert loaded("import lvmlab", *heavy) == []
+    assert loaded("import lvmlab.sentences", *heavy) == [], "rendering workers need no torch"
+    assert loaded("from lvmlab import Tokenizer", *heavy) == ["torch"]

@@ -1,0 +1,242 @@
+"""Tasks: the truth scores best, floors less, and known wrong answers what can be reckoned by hand."""
+
+import functools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lvmlab import tasks
+from lvmlab.sentences import PAIRS, sentence
+from lvmlab.tasks import Pair, edges, skeleton
+from lvmlab.tasks.base import psnr, read_mask
+from lvmlab.tasks.colourise import chroma
+from lvmlab.world import default, scenes
+
+BEST = {"IoU": 0.95, "PCK@0.1": 0.95, "PSNR": 60.0, "F": 0.99}
+
+
+@functools.cache
+def drawn(task, count=3):
+    return [sentence(task, "test", i, pairs=3) for i in range(count)]
+
+
+def scores(task, answers, items):
+    """The scores of one answer a sentence, by name; the last pair of each is the query."""
+    return tasks.get(task).scores(np.stack(answers), [s.pairs[-1] for s in items], [s.encoding for s in items])
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_pairs_are_pictures(task):
+    for item in drawn(task):
+        assert item.task == task and len(item.pairs) == 3
+        assert item.pictures().shape == (6, 64, 64, 3) and item.pictures().dtype == np.uint8
+        for pair in item.pairs:
+            assert pair.source and isinstance(pair.source, str)
+            assert pair.image.shape == pair.label.shape == (64, 64, 3)
+            assert not np.array_equal(pair.image, pair.label)
+            assert pair.label.std() > 1
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_the_truth_scores_best_and_every_floor_less(task):
+    items, metric = drawn(task), tasks.get(task).metric
+    floors = [tasks.get(task).floors(s.pairs[:-1], s.pairs[-1], s.encoding) for s in items]
+    answers = {"truth": [s.pairs[-1].label for s in items]} | {name: [f[name] for f in floors] for name in floors[0]}
+    assert {"query", "last label"} < set(answers)
+    assert all(a.shape == (64, 64, 3) and a.dtype == np.uint8 for row in answers.values() for a in row)
+    found = scores(task, sum(answers.values(), []), items * len(answers))[metric]  # one call: fitting skeletons is slow
+    means = dict(zip(answers, found.reshape(len(answers), -1).mean(1), strict=True))
+    assert means["truth"] >= BEST[metric]
+    assert not {name: mean for name, mean in means.items() if name != "truth" and mean >= 0.9 * means["truth"]}
+
+
+@pytest.mark.parametrize("task", ["segmentation", "selection"])
+def test_half_the_mask_has_half_the_iou(task):
+    worker, item = tasks.get(task), drawn(task)[0]
+    pair, (foreground, background) = item.pairs[-1], item.encoding.colours
+    marked = np.argwhere(pair.truth["mask"] > 0.5)
+    answer = np.full((64, 64, 3), background, np.uint8)
+    assert worker.score(answer, pair, item.encoding)["IoU"] == 0
+    answer[tuple(marked[: len(marked) // 2].T)] = foreground
+    assert worker.score(answer, pair, item.encoding)["IoU"] == (len(marked) // 2) / len(marked)
+    answer[:] = foreground
+    assert worker.score(answer, pair, item.encoding)["IoU"] == len(marked) / 64**2
+
+
+@pytest.mark.parametrize("task", [name for name, task in tasks.TASKS.items() if task.conflicting])
+def test_swapped_encodings_relabel(task):
+    worker = tasks.get(task)
+    for item in drawn(task):
+        pair, swapped = item.pairs[-1], item.encoding.swapped()
+        assert swapped.colours == item.encoding.colours[::-1] and swapped.options == item.encoding.options
+        other = worker.relabel(pair, swapped)
+        assert np.array_equal(other.image, pair.image) and other.source == pair.source
+        assert worker.score(other.label, other, swapped)["IoU"] > 0.95
+        assert worker.score(other.label, pair, item.encoding)["IoU"] < 0.05
+        assert np.array_equal(worker.relabel(other, item.encoding).label, pair.label)
+
+
+def test_tasks_of_one_encoding_cannot_be_relabelled():
+    item = drawn("pose")[0]
+    with pytest.raises(NotImplementedError, match="pose"):
+        tasks.get("pose").relabel(item.pairs[0], item.encoding)
+
+
+def test_an_unknown_task_or_split_lists_the_known():
+    with pytest.raises(ValueError, match="'sing'") as error:
+        tasks.get("sing")
+    assert all(name in str(error.value) for name in tasks.TASKS)
+    with pytest.raises(ValueError, match="'dev'.*train, val, test, shifted"):
+        sentence("pose", "dev", 0)
+
+
+def test_trained_and_new_tasks_are_all_of_them():
+    assert set(tasks.TRAINED) | set(tasks.NEW) == set(tasks.TASKS) and not set(tasks.TRAINED) & set(tasks.NEW)
+    assert tasks.TRAINED and tasks.NEW
+
+
+def test_selection_marks_one_class_only(monkeypatch):
+    seen, real = [], scenes.objects_scene
+    monkeypatch.setattr(scenes, "objects_scene", lambda *a: seen.append(real(*a)) or seen[-1])
+    for index in range(4):
+        seen.clear()
+        item = sentence("selection", "train", index, pairs=3)
+        assert len({pair.truth["class"] for pair in item.pairs}) == 1
+        for pair, scene in zip(item.pairs, seen, strict=True):
+            classes = [p.sprite.klass for p in scene.placed]
+            assert len(classes) in (2, 3) and len(set(classes)) == len(classes)
+            at = classes.index(pair.truth["class"])
+            marked = read_mask(pair.label, item.encoding)
+            assert pair.source == scene.placed[at].sprite.family
+            for i, mask in enumerate(scene.masks):
+                assert marked[mask > 0.9].all() if i == at else not marked[mask > 0.9].any()
+
+
+def pose_with_room():
+    """A body low enough that it can be moved by 30 % of its box and stay on the picture; which way to move it."""
+    for index in range(200):
+        item = sentence("pose", "test", index, pairs=1)
+        box = item.pairs[0].truth["box"]
+        step = 0.3 * max(box[2:] - box[:2])
+        if box[0] > step or box[2] < 64 - step:
+            return item, step if box[2] < 64 - step else -step
+    raise AssertionError("no body has room")
+
+
+def test_a_shifted_skeleton_scores_as_reckoned():
+    item, step = pose_with_room()
+    pair, worker = item.pairs[0], tasks.get("pose")
+    style = (64, item.encoding.option("palette"), item.encoding.option("ground"))
+    moved = pair.truth["keypoints"] + (step, 0)
+    found = worker.scores(np.stack([pair.label, skeleton.draw(moved, *style)]), [pair] * 2, [item.encoding] * 2)
+    assert found["PCK@0.1"][0] >= 0.95 and found["PCK@0.1"][1] <= 0.25
+    assert found["OKS"][0] > 0.9 > 0.5 > found["OKS"][1]
+
+
+def test_pck_and_oks_by_hand():
+    truth = drawn("pose")[0].pairs[0].truth["keypoints"]
+    box = np.array([0.0, 0.0, 20.0, 40.0])  # a tenth of the longer side is 4 pixels
+    for count in range(9):
+        found = truth.copy()
+        found[skeleton.SCORED[:count]] += (4.1, 0)
+        found[skeleton.SCORED[count:]] += (0, 3.9)
+        assert skeleton.pck(found, truth, box) == (8 - count) / 8
+    found[skeleton.SCORED[0]] = np.nan
+    assert skeleton.pck(found, truth, box) == 0
+    assert skeleton.oks(truth, truth, box) == 1
+    found = np.full((17, 2), np.nan)
+    found[0] = truth[0] + (3, 4)  # the nose, of constant 0.026, five pixels away; the other twelve are missing
+    assert skeleton.oks(found, truth, box) == pytest.approx(math.exp(-25 / (2 * 800 * 0.052**2)) / 13)
+
+
+def test_nothing_drawn_is_no_joint():
+    item = drawn("pose")[0]
+    blank = np.full((64, 64, 3), item.encoding.option("ground"), np.uint8)
+    found = scores("pose", [blank], [item])
+    assert {name: float(values[0]) for name, values in found.items()} == {"PCK@0.1": 0.0, "OKS": 0.0}
+
+
+@pytest.mark.parametrize("palette", skeleton.PALETTES)
+def test_every_palette_can_be_read_back(palette):
+    truth = drawn("pose")[1].pairs[-1].truth
+    picture = skeleton.draw(truth["keypoints"], 64, palette, (0, 0, 0))
+    assert skeleton.pck(skeleton.read(picture, palette, (0, 0, 0)), truth["keypoints"], truth["box"]) >= 0.75
+
+
+@pytest.mark.parametrize("task", ["derain", "deblur", "motion"])
+def test_psnr_of_a_constant_offset(task):
+    item = drawn(task)[0]
+    pair = replace(item.pairs[-1], label=np.minimum(item.pairs[-1].label, 245))
+    found = tasks.get(task).score(pair.label + np.uint8(10), pair, item.encoding)
+    assert found["PSNR"] == pytest.approx(20 * math.log10(255 / 10), abs=1e-3)
+    assert 0.5 < found["SSIM"] < 1
+
+
+def test_inpainting_is_judged_inside_the_hole():
+    item = drawn("inpaint")[0]
+    pair = replace(item.pairs[-1], label=np.minimum(item.pairs[-1].label, 235))
+    hole = pair.truth["hole"]
+    assert 0.2**2 < hole.mean() < 0.5**2
+    assert (item.pairs[-1].image[hole] == 128).all()
+    assert np.array_equal(item.pairs[-1].image[~hole], item.pairs[-1].label[~hole])
+    outside, inside = pair.label.copy(), pair.label.copy()
+    outside[~hole] = 0
+    inside[hole] += 20
+    assert tasks.get("inpaint").score(outside, pair, item.encoding) == {"PSNR": 60.0}
+    assert tasks.get("inpaint").score(inside, pair, item.encoding)["PSNR"] == pytest.approx(20 * math.log10(255 / 20), abs=1e-3)
+
+
+def test_colourising_is_judged_by_chroma():
+    item, worker = drawn("colourise")[0], tasks.get("colourise")
+    pair = replace(item.pairs[-1], label=np.clip(item.pairs[-1].label, 0, 225))
+    assert worker.score(pair.label + np.uint8(30), pair, item.encoding)["PSNR"] > 50
+    grey = worker.score(item.pairs[-1].image, pair, item.encoding)["PSNR"]
+    assert grey == pytest.approx(psnr(np.full((64, 64, 2), 128, np.uint8), chroma(pair.label)), abs=0.5)
+    assert item.pairs[-1].image.std(-1).max() == 0
+
+
+def line(*columns):
+    """Three pixels wide, as the labels are drawn."""
+    truth = np.zeros((64, 64), bool)
+    truth[10:50, list(columns)] = True
+    picture = np.repeat((edges._near(truth) * np.uint8(255))[..., None], 3, -1)
+    return Pair(picture, picture, {"edges": truth}, "line")
+
+
+@pytest.mark.parametrize("shift, expected", [(0, 1), (1, 1), (-1, 1), (3, 0), (-3, 0)])
+def test_edges_allow_one_pixel(shift, expected):
+    pair = line(30)
+    answer = np.roll(pair.label, shift, axis=1)
+    assert tasks.get("edges").score(answer, pair, None)["F"] == expected
+
+
+def test_edges_missed_and_invented():
+    both, one, none = line(20, 40), line(20), np.zeros((64, 64, 3), np.uint8)
+    worker = tasks.get("edges")
+    assert worker.score(one.label, both, None)["F"] == pytest.approx(2 / 3)
+    assert worker.score(both.label, one, None)["F"] == pytest.approx(2 / 3)
+    assert worker.score(none, one, None)["F"] == 0
+
+
+def test_motion_is_constant_between_walls(monkeypatch):
+    """One white square on black, so that its place can be read from the frames."""
+    monkeypatch.setattr(scenes, "place", lambda *_: np.ones((8, 8, 4), np.float32))
+    monkeypatch.setattr(scenes, "background", lambda *_: (np.zeros((64, 64, 3), np.float32), "black"))
+    worker, free, followed = tasks.get("motion"), 56, 0
+    for seed in range(30):
+        pairs = worker.sentence(default(), "train", 64, worker.encoding(None), PAIRS, np.random.default_rng(seed))
+        frames = np.stack([f for pair in pairs for f in (pair.image, pair.label)])[..., 0]
+        if (frames > 0).sum((1, 2)).max() > 64:
+            continue  # more than one square
+        followed += 1
+        places = np.array([np.argwhere(f).min(0) for f in frames])
+        steps = np.abs(np.diff(places, axis=0))
+        speed = steps.max(0)
+        assert 0.12 * 64 - 1.5 <= np.hypot(*speed) <= 0.26 * 64 + 1.5
+        for axis in (0, 1):
+            to_wall = np.minimum(places[:, axis], free - places[:, axis])
+            for t in np.flatnonzero(steps[:, axis] < speed[axis] - 1):
+                assert min(to_wall[t], to_wall[t + 1]) <= speed[axis] + 1, "slower only where it bounces"
+    assert followed >= 3
