@@ -30,7 +30,7 @@ def sets() -> list[tuple[str, str, bool]]:
 
 
 def parameters() -> dict:
-    """What the world's law is made of: every number that a scene, a label or an encoding is drawn with."""
+    """The world's law in numbers; what single tasks add (speeds, holes, palettes) is held by the hashes of their sets."""
     numbers = {f"{module.__name__.rsplit('.', 1)[-1]}.{name}": value for module in (scenes, weather, base) for name, value in vars(module).items()
                if name.isupper() and isinstance(value, (int, float, str, tuple, dict))}
     return json.loads(json.dumps({"size": SIZE, "pairs": PAIRS, "prompts": PROMPTS, **numbers}))

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "numpy", "pillow")
 
 def key(study: str, config: dict) -> str:
     """The name of a run: the study and a hash of all that decides its outcome."""
-    text = json.dumps({"study": study, "world": VERSION, **config}, sort_keys=True)
+    text = json.dumps({"study": study, "world": VERSION, "config": config}, sort_keys=True)
     return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -49,13 +49,13 @@ def run(study: str, config: dict, compute: Callable[[dict], object], *, again: b
 def keep(study: str, config: dict, result: object, seconds: float) -> dict:
     """Stores a result computed elsewhere as the run of this study and configuration, in the cache; returns its record."""
     name = key(study, config)
-    record = {
+    text = json.dumps({
         "name": name, "study": study, "config": config, "world": VERSION, "seconds": round(seconds, 1),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES}, "commit": commit(), "result": result,
-    }  # fmt: skip
+    })  # fmt: skip
     with atomic(folders()["cache"] / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record) + "\n")
-    return record
+        temporary.write_text(text + "\n")
+    return json.loads(text)  # what a later call will read: tuples are lists by then
 
 
 def load(name: str) -> dict:
@@ -94,20 +94,22 @@ def listing() -> list[dict]:
 
 def promote(name: str) -> Path:
     """Copies a cached run to the shipped ones, in a checkout."""
-    record = load(name)
-    path = folders()["shipped"] / f"{record['name']}.json"
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(record) + "\n")
+    full = load(name)["name"]
+    cached, path = (folders()[where] / f"{full}.json" for where in ("cache", "shipped"))
+    if cached.is_file():  # one computed again replaces the shipped one
+        with atomic(path) as temporary:
+            temporary.write_text(cached.read_text())
     return path
 
 
 def prune() -> list[str]:
-    """Removes the cached runs of other worlds and those that are shipped; returns their names."""
+    """Removes the cached runs of other worlds and those that are shipped as they are; returns their names."""
     gone = []
-    shipped = {r["name"] for r in listing() if r["where"] == "shipped"}
     for row in listing():
-        if row["where"] == "cache" and (row["world"] != VERSION or row["name"] in shipped):
-            (folders()["cache"] / f"{row['name']}.json").unlink()
+        cached, shipped = (folders()[where] / f"{row['name']}.json" for where in ("cache", "shipped"))
+        same = shipped.is_file() and cached.is_file() and shipped.read_text() == cached.read_text()
+        if row["where"] == "cache" and (row["world"] != VERSION or same):
+            cached.unlink()
             gone.append(row["name"])
     return gone
 

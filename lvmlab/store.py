@@ -1,6 +1,6 @@
 """Pairs of tokens on disk, grouped by the encoding they share, and the sentences drawn from them.
 
-A store is a folder: one ``TASK.npy`` a task, uint16 (groups, pairs, 2, N), and ``store.json`` with the tokenizer's
+A store is a folder: parts ``TASK.NNNNNN.npy`` of each task, uint16 (groups, pairs, 2, N), and ``store.json`` with the tokenizer's
 fingerprint, the world's version and the seed. Rendering and encoding cost as much as a third of a training, and label
 colours are drawn a sentence: so a group of pairs under one encoding is tokenised once, and every sentence drawn from it
 takes some of its pairs in a new order. Clips (tasks that are sequences) keep theirs.
@@ -47,10 +47,10 @@ def build(
         for task, wanted in groups.items():
             length = PAIRS if tasks.get(task).sequence else pairs
             for first in tqdm(range(0, wanted, SHARD), desc=f"tokenise {task}", disable=not progress):
-                part = folder / f"{task}.{first:06d}.npy"
-                if part.exists():
+                part, last = folder / f"{task}.{first:06d}.npy", min(wanted, first + SHARD)
+                if part.exists() and len(np.load(part, mmap_mode="r")) >= last - first:  # a part of a smaller store grows
                     continue
-                jobs = [(task, split, i, seed, length, tokenizer.size) for i in range(first, min(wanted, first + SHARD))]
+                jobs = [(task, split, i, seed, length, tokenizer.size) for i in range(first, last)]
                 pictures = np.concatenate(list(pool.map(_pictures, jobs, chunksize=4)))
                 tokens = tokenizer.encode(torch.from_numpy(pictures).movedim(-1, 1).float() / 255)
                 with atomic(part) as temporary, open(temporary, "wb") as file:
@@ -88,6 +88,11 @@ class Store:
         """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, and the task of each: a function of (seed, step)."""
         rng = np.random.default_rng((seed, step))
         names = [name for name in shares if name in self.tasks]
+        if not names:
+            raise ValueError(f"none of {', '.join(shares)} is in the store (stored: {', '.join(self.tasks)}): build it with the tasks you train")
+        short = [f"{name} has {self.tasks[name].shape[1]}" for name in names if self.tasks[name].shape[1] < pairs]
+        if short:
+            raise ValueError(f"sentences of {pairs} pairs do not fit the stored groups ({', '.join(short)}): ask for fewer or build larger groups")
         weights = np.array([shares[name] for name in names])
         drawn = [str(name) for name in rng.choice(names, size, p=weights / weights.sum())]
         rows = []

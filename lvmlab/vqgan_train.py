@@ -23,7 +23,7 @@ from lvmlab.vqgan import VQGAN, VQGANConfig
 
 KINDS = ("natural", "two-colour", "skeleton", "other")  # what the ids in a pool's kinds file mean
 QUANTISERS = ("vq", "fsq")
-# levels a dimension for a codebook of about this size; all but the first from FSQ's paper, section 4.1
+# levels a dimension for a codebook of about this size; all but the first as FSQ's paper recommends
 FSQ_LEVELS = {16: (4, 4), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("world", "tasks", "sentences", "pictures", "store", "frozen"),
     ("train", "vqgan_train", "lvm_train", "prompting"),
     ("evaluate",),
-    ("runs",),
+    ("runs", "studies"),
     ("plots",),
     ("demo", "__main__"),
 )
@@ -83,6 +83,7 @@ def test_imports_go_down(path):
         if here == there:
             continue  # one folder: see the next test
         assert here, f"lvmlab/__init__.py imports {other}: it must stay light"
+        assert {here, there} <= set(ORDER), f"place {here} and {there} in LAYERS of tests/test_house.py"
         assert ORDER.index(there) < ORDER.index(here), f"{name} imports {other}, which stands above it"
 
 

@@ -14,7 +14,8 @@ from lvmlab.tasks.base import psnr, read_mask
 from lvmlab.tasks.colourise import chroma
 from lvmlab.world import default, scenes
 
-BEST = {"IoU": 0.95, "PCK@0.1": 0.95, "PSNR": 60.0, "F": 0.99}
+# of edges even the truth has no F of 1: contours two pixels apart are drawn as one stroke, and thinned to one line
+BEST = {"IoU": 0.95, "PCK@0.1": 0.95, "PSNR": 60.0, "F": 0.9}
 
 
 @functools.cache

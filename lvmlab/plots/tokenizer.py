@@ -44,13 +44,13 @@ def _rectangle(corner: tuple[float, float], side: float):
 def token_picture(tokenizer: Tokenizer, picture: Tensor) -> Figure:
     """A picture (3, S, S), its token ids written over it, and what the tokens give back."""
     tokens, g, side = tokenizer.encode(picture[None]), tokenizer.grid, tokenizer.size / tokenizer.grid
-    figure, axes = _axes(1, 3, 10.5, 3.8)
+    figure, axes = _axes(1, 3, 9, 3.3)
     _show(axes[0], picture, f"the picture, {tokenizer.size} x {tokenizer.size} px")
     _show(axes[1], 0.35 * picture + 0.65, f"its {g} x {g} tokens")
     _show(axes[2], tokenizer.decode(tokens)[0], "decoded from the tokens")
     for i, token in enumerate(tokens[0].tolist()):
         y, x = divmod(i, g)
-        axes[1].text((x + 0.5) * side - 0.5, (y + 0.5) * side - 0.5, token, ha="center", va="center", fontsize=7.5)
+        axes[1].text((x + 0.5) * side - 0.5, (y + 0.5) * side - 0.5, token, ha="center", va="center", fontsize=6.5)
     for line in np.arange(1, g) * side - 0.5:
         axes[1].axhline(line, color="white", lw=0.8)
         axes[1].axvline(line, color="white", lw=0.8)
@@ -62,7 +62,7 @@ def one_token(tokenizer: Tokenizer, tokens: Tensor, position: int, code: int) ->
     changed = tokens.clone()
     changed[position] = code
     before, after = tokenizer.decode(torch.stack([tokens, changed]))
-    figure, axes = _axes(1, 3, 10.5, 3.6)
+    figure, axes = _axes(1, 3, 9, 3.1)
     _show(axes[0], before, "decoded")
     _show(axes[1], after, f"token {position}: code {tokens[position]} made {code}")
     drawn = axes[2].imshow(255 * (after - before).abs().mean(0).cpu(), cmap="magma", vmin=0)
@@ -89,17 +89,17 @@ def reach_map(relative: np.ndarray) -> Figure:
 
 
 def codebook_sheet(tokenizer: Tokenizer, use: Use, columns: int = 32) -> Figure:
-    """Every code as the picture made of nothing else (its middle), the most used first; the first dead one is framed."""
+    """Every code as the picture made of nothing else (half a cell at its middle), the most used first; the first dead one is framed."""
     g, size, order = tokenizer.grid, tokenizer.size, np.argsort(-use.counts, kind="stable")
     pictures = tokenizer.decode(torch.from_numpy(order)[:, None].expand(-1, tokenizer.tokens))
-    half = max(1, size // g)
+    half = max(1, size // g // 4)
     middle = pictures[:, :, size // 2 - half : size // 2 + half, size // 2 - half : size // 2 + half]
     rows, side = -(-len(order) // columns), 2 * half
     sheet = torch.ones(3, rows * (side + 1), columns * (side + 1))
     for i, swatch in enumerate(middle):
         y, x = divmod(i, columns)
         sheet[:, y * (side + 1) : y * (side + 1) + side, x * (side + 1) : x * (side + 1) + side] = swatch
-    figure, axis = _axes(1, 1, 6.4, 6.4 * rows / columns + 0.5)
+    figure, axis = _axes(1, 1, 5.2, 5.2 * rows / columns + 0.4)
     _show(axis, sheet, f"{len(order)} codes, by use: most used top left, {use.dead} unused")
     if use.dead:
         y, x = divmod(len(order) - use.dead, columns)
@@ -151,7 +151,7 @@ def photograph_chart(tokenizer: Tokenizer, names: list[str], pictures: Tensor) -
     after = tokenizer.round_trip(pictures)
     values = psnr(after, pictures).cpu().numpy()
     order = np.argsort(values)
-    figure, axes = _axes(2, 3, 10.5, 0.19 * len(names) + 1.2, width_ratios=(3.4, 1.5, 1.5))
+    figure, axes = _axes(2, 3, 9.4, max(3.6, 0.19 * len(names) + 1.2), width_ratios=(3.4, 1.5, 1.5))
     grid = axes[0, 0].get_gridspec()
     for axis in axes[:, 0]:
         axis.remove()
@@ -169,7 +169,7 @@ def photograph_chart(tokenizer: Tokenizer, names: list[str], pictures: Tensor) -
 
 def picture_rows(rows: dict[str, Tensor]) -> Figure:
     """Named rows of pictures (B, 3, S, S), one below the other."""
-    figure, axes = _axes(len(rows), len(next(iter(rows.values()))), 9.6, 1.32 * len(rows), squeeze=False)
+    figure, axes = _axes(len(rows), len(next(iter(rows.values()))), 7.8, 1.08 * len(rows), squeeze=False)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(line, pictures, strict=True):
             _show(axis, picture)

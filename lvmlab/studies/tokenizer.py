@@ -51,7 +51,7 @@ def mean_colours(pictures: Tensor, grid: int) -> Tensor:
     return F.interpolate(small, pictures.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def carries(tokenizer: Tokenizer, split: str = "val", count: int = 48) -> list[dict]:
+def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> list[dict]:
     """What is left of masks, skeletons and photographs after the tokens and after as many mean colours.
 
     Rows {kind, code, metric, score, low, high, pictures, sources}; 95 % bootstrap intervals over sources.
