@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lvmlab.files import atomic
 from lvmlab.tokenizer import Tokenizer
-from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
+from lvmlab.train import TrainConfig, TrainingError, load_checkpoint, read_log, train
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
 KINDS = ("natural", "two-colour", "skeleton", "other")  # what the ids in a pool's kinds file mean
@@ -310,6 +310,8 @@ def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path |
     With `val_pool` the exported weights, as rounded on disk, are scored again. Raises TrainingError without a checkpoint.
     """
     checkpoint, log, model = load_checkpoint(folder), read_log(folder), load_training(folder)
+    if model.seen <= model.recipe.free_batches:
+        raise TrainingError(f"{folder} is at batch {int(model.seen)} and its codebook begins after {model.recipe.free_batches}: train on first")
     training = {**checkpoint["identity"], "step": checkpoint["step"]}
     Tokenizer(model.export(), device="cpu", training=training).save_pretrained(out, log=log, dtype=dtype)
     tokenizer = Tokenizer.from_pretrained(out, device="cpu")

@@ -18,7 +18,7 @@ COLOURS = {"tokens": "#1f77b4", "mean colours": "#b0b0b0", "vq": "#1f77b4", "fsq
 def _axes(rows: int, columns: int, width: float, height: float, **options):
     import matplotlib.pyplot as plt
 
-    return plt.subplots(rows, columns, figsize=(width, height), facecolor="white", layout="constrained", **options)
+    return plt.subplots(rows, columns, figsize=(width, height), facecolor="white", layout="constrained", dpi=80, **options)
 
 
 def _show(axis, picture: Tensor, title: str = "") -> None:

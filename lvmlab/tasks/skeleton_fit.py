@@ -77,16 +77,19 @@ def render(points: Tensor, colours: Tensor, ground: Tensor) -> Tensor:
     """A soft drawing of joints (B, 13, 2) in units of the side: (B, SIDE * SIDE, 3)."""
     at = {joint: points[:, i] for i, joint in enumerate(DRAWN)}
     at[skeleton.NECK] = (at[5] + at[6]) / 2
-    a = torch.stack([at[limb[0]] for limb in skeleton.LIMBS], 1)[:, :, None]  # (B, 13, 1, 2)
-    b = torch.stack([at[limb[1]] for limb in skeleton.LIMBS], 1)[:, :, None]
+    order = list(reversed(skeleton.DRAW_ORDER))  # front to back
+    limbs = [skeleton.LIMBS[limb] for limb in order]
+    a, b = (torch.stack([at[limb[end]] for limb in limbs], 1) for end in (0, 1))  # (B, 13, 2)
     axis = (torch.arange(SIDE) + 0.5) / SIDE
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, 1, -1, 2)
+    x, y = (axis - a[..., i, None] for i in (0, 1))  # (B, 13, SIDE): from the bone's first end
     along = b - a
-    t = (((grid - a) * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp(min=1e-8)).clamp(0, 1)
-    distance = (grid - a - t * along).square().sum(-1).clamp(min=1e-10).sqrt()  # (B, 13, P)
-    cover = torch.sigmoid((skeleton.WIDTH / 2 - distance) / SOFT)
-    canvas = ground[:, None].expand(-1, grid.shape[2], -1)
-    for limb in skeleton.DRAW_ORDER:
-        alpha = cover[:, limb, :, None]
-        canvas = canvas * (1 - alpha) + colours[:, limb, None] * alpha
-    return canvas
+    step = along / along.square().sum(-1, keepdim=True).clamp(min=1e-8)
+    # rows and columns apart until here: a grid of points costs six times as much
+    t = ((x * step[..., 0, None])[:, :, None] + (y * step[..., 1, None])[..., None]).clamp(0, 1)  # (B, 13, SIDE, SIDE)
+    across = x[:, :, None] - t * along[..., 0, None, None]
+    down = y[..., None] - t * along[..., 1, None, None]
+    inside = (skeleton.WIDTH / 2 - (across.square() + down.square()).clamp(min=1e-10).sqrt()).flatten(2) / SOFT  # (B, 13, P)
+    clear = torch.nn.functional.logsigmoid(-inside)
+    through = clear.cumsum(1)  # log of what this bone and all in front of it let through
+    weight = torch.sigmoid(inside) * (through - clear).exp()
+    return weight.transpose(1, 2) @ colours[:, order] + through[:, -1, :, None].exp() * ground[:, None]
