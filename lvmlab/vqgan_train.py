@@ -317,7 +317,7 @@ def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path |
     tokenizer = Tokenizer.from_pretrained(out, device="cpu")
     if val_pool:
         model.net.load_state_dict(tokenizer.net.state_dict())
-        model.quantizer.codebook = tokenizer.net.quantize.embedding.weight
+        model.quantizer.codebook = tokenizer.net.quantize.embedding.weight.detach()
         training["val"] = evaluate(model, Pool(val_pool))
         Tokenizer(model.net, device="cpu", training=training).save_pretrained(out, log=log, dtype=dtype)
         tokenizer = Tokenizer.from_pretrained(out, device="cpu")

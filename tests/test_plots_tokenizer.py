@@ -11,7 +11,7 @@ from lvmlab.plots import tokenizer as draw
 from lvmlab.sentences import sentence
 from lvmlab.studies import tokenizer as study
 from lvmlab.tokenizer import Tokenizer
-from lvmlab.train import TrainConfig
+from lvmlab.train import TrainConfig, TrainingError, load_checkpoint
 from lvmlab.vqgan import VQGANConfig
 from lvmlab.vqgan_train import FSQ_LEVELS, KINDS, Pool, Recipe, TrainingVQGAN, evaluate, export_tokenizer, load_training, train_tokenizer
 
@@ -256,3 +256,16 @@ def test_a_comparison_is_computed_once(tmp_path, monkeypatch):
         study.Setting(seeds=0)
     with pytest.raises(ValueError, match=r"Setting\.codes=17"):
         study.Setting(codes=17)
+
+
+def test_an_export_is_scored_as_it_lies_on_disk(trained, pool, tmp_path):
+    folder, _ = trained["vq"]
+    exported = export_tokenizer(folder, tmp_path / "out", pool)
+    assert set(exported.training["val"]) > {"psnr natural", "iou", "code use"}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert exported.fingerprint in card and str(exported.training["val"]["iou"]) in card
+    early = load_checkpoint(folder)
+    early["model"]["seen"].zero_()
+    torch.save({**early, "identity": json.dumps(early["identity"])}, tmp_path / "checkpoint.pt")
+    with pytest.raises(TrainingError, match="train on first"):
+        export_tokenizer(tmp_path, tmp_path / "none")
