@@ -5,6 +5,7 @@ ceiling is the true label after the tokenizer's round trip, the floors are the t
 95 % percentile bootstraps over sources (photographs, object families or bodies), not over prompts.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -21,7 +22,7 @@ from lvmlab.lvm import LVM
 from lvmlab.prompting import complete_tokens
 from lvmlab.sentences import PAIRS, Sentence, sentence
 from lvmlab.tokenizer import Tokenizer
-from lvmlab.world import default
+from lvmlab.world import Sources, default
 
 CONDITIONS = ("right", "wrong_task", "shuffled_labels", "conflicting")
 SETTINGS = ("seen", "trained objects", "shifted", "new encoding", "new task")
@@ -60,21 +61,31 @@ def plan(prompts: int = 200, split: str = "test") -> list[Job]:
     jobs += [Job(task, "seen", c, prompts=half, split=split) for c in ("wrong_task", "shuffled_labels")
              for task in trained if not tasks.get(task).sequence]
     jobs += [Job(task, examples=k, prompts=half, split=split) for k in (1, 2, 4, 5, 6, 7) for task in trained]
-    return jobs
+    names = tasks.TRAINED + tasks.NEW
+    return sorted(jobs, key=lambda job: (names.index(job.task), SETTINGS.index(job.setting)))  # jobs that share sentences come together
 
 
 def prompts(job: Job) -> list[Sentence]:
     """The job's sentences in their fixed order: ``examples`` pairs and the query last."""
-    sources = default().with_objects_of("train") if job.setting == "trained objects" else None
-    split = "shifted" if job.setting == "shifted" else job.split
-    held_out = job.setting == "new encoding"
     found = []
     for index in range(job.prompts):
-        whole = sentence(job.task, split, index, pairs=PAIRS, held_out=held_out, sources=sources)
+        whole = _whole(job.task, job.setting, job.split, index)
         # a clip's query is the frame after its examples; elsewhere the query stays the last pair, whatever the examples
         pairs = whole.pairs[: job.examples + 1] if tasks.get(job.task).sequence else [*whole.pairs[: job.examples], whole.pairs[-1]]
         found.append(_condition(Sentence(job.task, whole.encoding, pairs), job, index))
     return found
+
+
+@functools.lru_cache(maxsize=400)  # those of one task, which many jobs share: about 300 KB each
+def _whole(task: str, setting: str, split: str, index: int) -> Sentence:
+    sources = _known_objects() if setting == "trained objects" else None
+    split = "shifted" if setting == "shifted" else split
+    return sentence(task, split, index, pairs=PAIRS, held_out=setting == "new encoding", sources=sources)
+
+
+@functools.cache
+def _known_objects() -> Sources:
+    return default().with_objects_of("train")
 
 
 def _condition(prompt: Sentence, job: Job, index: int) -> Sentence:
@@ -133,7 +144,8 @@ class Scorer:
         self.ceiling = self.scores(to_pictures(tokenizer.round_trip(to_tensor(labels))))
         answers = [self.task.floors(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
         floors = {name: np.stack([a[name] for a in answers]) for name in answers[0]}
-        floors["query through tokenizer"] = to_pictures(tokenizer.round_trip(to_tensor(images)))
+        if "query" in floors:
+            floors["query through tokenizer"] = to_pictures(tokenizer.round_trip(to_tensor(images)))
         self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
 
     def scores(self, pictures: np.ndarray) -> dict[str, np.ndarray]:

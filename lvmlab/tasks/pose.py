@@ -50,7 +50,8 @@ class Pose(Task):
         size, mean = query.image.shape[0], skeleton.mean_skeleton()
         box = query.truth["box"]
         boxes = np.mean([pair.truth["box"] for pair in examples], 0)
-        return super().floors(examples, query, encoding) | {
+        return {  # the query is no drawing of a skeleton, so copying it is no answer
+            "last label": examples[-1].label,
             "constant": self._draw(boxes[:2] + mean * (boxes[2:] - boxes[:2]), size, encoding),
             "mean skeleton": self._draw(box[:2] + mean * (box[2:] - box[:2]), size, encoding),
         }
