@@ -4,6 +4,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -57,8 +58,8 @@ class Shape:
 _BIG = {"context": 2048, "vocab": 8192, "bias": True}  # 8 pictures of 256 tokens
 SHAPES = {
     "tiny": Shape(32, 2, 2, 64, context=256),  # for tests: 16 pictures of 16 tokens
-    "mini-student": Shape(192, 5, 3, 512),
-    "mini-teacher": Shape(256, 9, 4, 704),
+    "mini-student": Shape(192, 5, 3, 512, bias=True),
+    "mini-teacher": Shape(256, 9, 4, 704, bias=True),
     "80m": Shape(512, 22, 4, 1536, **_BIG),  # DeLVM's 80M is not released: its family's depth, head width and inner rule
     "300m": Shape(1024, 22, 8, 2816, **_BIG),
     "1b": Shape(2048, 22, 16, 5632, **_BIG),
@@ -165,6 +166,33 @@ class LVM(nn.Module):
         for layer in (self.llama.model.embed_tokens, self.llama.lm_head):
             rows = centred @ torch.randn(codebook.shape[1], layer.weight.shape[1], generator=generator)
             layer.weight[: len(rows)] = rows * (layer.weight.std().cpu() / rows.std())
+        return self
+
+    @torch.no_grad()
+    def start_from_grid(self, tokens: int) -> "LVM":
+        """Starts two heads of each layer looking at fixed distances, by their q and k biases: pictures are grids of ``tokens``.
+
+        The first looks at the place that is about to be written, in the picture before; the second, layer by layer, at the
+        token above, at itself, below in the picture before, and two pictures before. What a head looks at can be unlearned; left to
+        chance, finding these distances takes most of a short training. Only shapes with biases (DeLVM's have them) can do so:
+        ValueError for others. Returns self.
+        """
+        if not self.config.attention_bias:
+            raise ValueError(f"a model of shape {self.shape!r} has no q and k biases to start from: give a shape with bias=True")
+        width, heads = self.config.hidden_size, self.config.num_attention_heads
+        n, side = width // heads // 2, math.isqrt(tokens)
+        theta = self.config.rope_parameters["rope_theta"] ** (-torch.arange(n) / n)  # radians a token, fastest first
+        # q and k of lengths a and phases 0 and theta * d score sum(a^2 cos(theta * (distance - d))): greatest at d. Fast
+        # frequencies make the peak sharp; the slow ones are left to what the tokens are
+        length = torch.zeros(n)
+        length[: int(0.6 * n)], length[: n // 4] = 2.0**0.5, 8.0**0.5
+        second = (side - 1, 0, tokens + side - 1, 2 * tokens - 1)
+        for i, layer in enumerate(self.llama.model.layers):
+            q, k = layer.self_attn.q_proj.bias, layer.self_attn.k_proj.bias
+            for head, distance in zip(range(heads), (tokens - 1, second[i % len(second)]), strict=False):
+                first = 2 * n * head
+                q[first : first + n] = length
+                k[first : first + n], k[first + n : first + 2 * n] = length * (theta * distance).cos(), length * (theta * distance).sin()
         return self
 
     @property

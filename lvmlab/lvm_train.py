@@ -27,6 +27,7 @@ class Recipe:
     tokens: int = 8192
     phases: tuple[tuple[float, int], ...] = ((0.6, 4), (1.0, 8))
     image_weight: float = 0.1
+    grid_start: bool = False  # LVM.start_from_grid
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
 
     def __post_init__(self):
@@ -69,6 +70,8 @@ def train_lvm(
     model = LVM.from_shape(shape, seed=config.seed)
     if codebook is not None:
         model.start_from_codebook(codebook, seed=config.seed)
+    if recipe.grid_start:
+        model.start_from_grid(tokens_per_image)
     if start:
         pretrained = (Path(start) / "config.json").is_file()
         model.load_state_dict(LVM.from_pretrained(start, device="cpu").state_dict() if pretrained else load_checkpoint(start)["model"])

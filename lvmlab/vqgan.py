@@ -5,15 +5,21 @@ Parameter names are those of open-muse's VQGAN, so that the `f16-8192` checkpoin
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """The shape of a VQGAN; `patch` is the factor of the pixel-unshuffle stem and pixel-shuffle head (1: none)."""
+    """The shape of a VQGAN; `patch` is the factor of the pixel-unshuffle stem and pixel-shuffle head (1: none).
+
+    local: the encoder sees each cell and a narrow margin, by 1x1 convolutions after the stem, norms over channels alone and no
+    attention. A flat cell then has one code wherever it lies, which makes the tokens an easier language; the decoder sees all.
+    """
 
     resolution: int = 256
     hidden_channels: int = 128
@@ -22,6 +28,7 @@ class VQGANConfig:
     decoder_res_blocks: int = 3
     attn_resolutions: tuple[int, ...] = ()
     mid_attention: bool = False
+    local: bool = False
     z_channels: int = 64
     embed_dim: int = 64
     codes: int = 8192
@@ -133,12 +140,13 @@ class Encoder(nn.Module):
         self.patch = config.patch
         width, size = config.hidden_channels, config.resolution // config.patch
         self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1)
+        make = partial(ResBlock, groups=config.groups, local=config.local)
         self.down = nn.ModuleList()
         for i, mult in enumerate(config.channel_mult):
             level, last = nn.Module(), i == len(config.channel_mult) - 1
             level.block, level.attn = nn.ModuleList(), nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                level.block.append(ResBlock(width, config.hidden_channels * mult, config.groups))
+                level.block.append(make(width, config.hidden_channels * mult))
                 width = config.hidden_channels * mult
                 if size in config.attn_resolutions:
                     level.attn.append(Attention(width, config.groups))
@@ -146,9 +154,9 @@ class Encoder(nn.Module):
                 level.downsample = Downsample(width)
                 size //= 2
             self.down.append(level)
-        self.mid = middle(width, config)
-        self.norm_out = norm(width, config.groups)
-        self.conv_out = nn.Conv2d(width, config.z_channels, 3, padding=1)
+        self.mid = middle(width, config, config.local)
+        self.norm_out = norm(width, config.groups, config.local)
+        self.conv_out = conv(width, config.z_channels, config.local)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
@@ -205,23 +213,27 @@ def through(level: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-def middle(width: int, config: VQGANConfig) -> nn.ModuleDict:
-    layers = {"block_1": ResBlock(width, width, config.groups)}
-    if config.mid_attention:
+def middle(width: int, config: VQGANConfig, local: bool = False) -> nn.ModuleDict:
+    layers = {"block_1": ResBlock(width, width, config.groups, local)}
+    if config.mid_attention and not local:
         layers["attn_1"] = Attention(width, config.groups)
-    layers["block_2"] = ResBlock(width, width, config.groups)
+    layers["block_2"] = ResBlock(width, width, config.groups, local)
     return nn.ModuleDict(layers)
 
 
-def norm(width: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, width, eps=1e-6)
+def norm(width: int, groups: int, local: bool = False) -> nn.Module:
+    return LayerNorm2d(width) if local else nn.GroupNorm(groups, width, eps=1e-6)
+
+
+def conv(inner: int, outer: int, local: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(inner, outer, 1) if local else nn.Conv2d(inner, outer, 3, padding=1)
 
 
 class ResBlock(nn.Module):
-    def __init__(self, inner: int, outer: int, groups: int):
+    def __init__(self, inner: int, outer: int, groups: int, local: bool = False):
         super().__init__()
-        self.norm1, self.conv1 = norm(inner, groups), nn.Conv2d(inner, outer, 3, padding=1)
-        self.norm2, self.conv2 = norm(outer, groups), nn.Conv2d(outer, outer, 3, padding=1)
+        self.norm1, self.conv1 = norm(inner, groups, local), conv(inner, outer, local)
+        self.norm2, self.conv2 = norm(outer, groups, local), conv(outer, outer, local)
         if inner != outer:
             self.nin_shortcut = nn.Conv2d(inner, outer, 1)
 

@@ -44,7 +44,7 @@ def test_shapes_have_the_published_sizes(name, low, high):
     assert (lvm.context, lvm.vocab) == ((2048, 8192) if big else (1024, 1024))
     attention = lvm.llama.model.layers[0].self_attn
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
-        assert (projection.bias is not None) == big
+        assert projection.bias is not None  # as in DeLVM
     assert lvm.llama.lm_head.bias is None and lvm.llama.lm_head.weight is not lvm.llama.model.embed_tokens.weight
     assert lvm.config.rms_norm_eps == 1e-5 and lvm.config.eos_token_id is lvm.config.bos_token_id is lvm.config.pad_token_id is None
 
@@ -245,3 +245,15 @@ def test_codes_that_look_alike_start_alike_in_embedding_and_head():
     assert abs(lvm.llama.lm_head.weight.std().item() / before - 1) < 0.05
     with pytest.raises(ValueError, match="65, 8"):
         lvm.start_from_codebook(torch.zeros(65, 8))
+
+
+def test_heads_start_at_the_place_about_to_be_written():
+    shape = Shape(width=64, layers=2, heads=2, inner=64, context=256, vocab=64, bias=True)
+    lvm = LVM.from_shape(shape).start_from_grid(16)
+    lvm.llama.set_attn_implementation("eager")
+    tokens = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0))
+    maps = lvm.llama.model(input_ids=tokens, output_attentions=True).attentions
+    looked = maps[0][:, 0, 32:].argmax(-1)  # the first head: 15 back is the next token's place in the picture before
+    assert (looked == torch.arange(32, 128) - 15).float().mean() > 0.9
+    with pytest.raises(ValueError, match="biases"):
+        LVM.from_shape("tiny").start_from_grid(16)
