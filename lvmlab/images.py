@@ -16,7 +16,7 @@ from lvmlab.files import atomic
 
 Source = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray | Tensor
 
-READ = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")  # no EPS: it runs a program
+READ = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")  # MPO opens as JPEG; no EPS: it runs a program
 WRITE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _LONGEST = 4  # times the short side: what lies farther from the centre never reaches a centre crop
 
@@ -154,6 +154,8 @@ def _decode(image: Image.Image, name: str) -> Tensor:
     try:
         if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey, kept as such; "I" is how PIL reads some of it
             return _from_array(torch.from_numpy(np.asarray(image).astype(np.float32)), name, top=None if image.mode == "F" else 65535)
+        if image.mode == "La":  # PIL turns premultiplied grey into LA only
+            image = image.convert("LA")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -152,7 +152,7 @@ def test_decompression_bomb(tmp_path, side):
 
 @pytest.mark.parametrize("array", [
     np.full((4, 4, 3), np.nan, np.float32), np.full((4, 4, 3), 2.0), np.full((4, 4, 3), -0.5), np.zeros((4, 4, 5)), np.zeros((0, 4, 3)),
-    np.zeros(4), np.zeros((2, 3, 4, 4)), np.zeros((4, 4, 3), np.int64), np.array([["a"]]), torch.zeros(4, 4, 3), torch.full((3, 4, 4), torch.inf),
+    np.zeros(4), np.zeros((2, 3, 4, 4)), np.zeros((4, 4, 3), np.int64), np.array([["a"]]), torch.zeros(5, 4, 3), torch.full((3, 4, 4), torch.inf),
 ])  # fmt: skip
 def test_bad_arrays(array):
     refuse(array)
