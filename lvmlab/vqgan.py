@@ -1,7 +1,8 @@
 """VQGAN (Esser et al. 2021, arXiv 2012.09841): one convolutional encoder, codebook and decoder for every preset.
 
 Parameter names are those of open-muse's VQGAN, so that the `f16-8192` checkpoint used by LVM and DeLVM loads as it is.
-`mini` is the same network with a pixel-unshuffle stem, attention in the middle and a cosine look-up (arXiv 2110.04627).
+`mini` is the same network with a pixel-unshuffle stem, a local encoder, attention in the decoder's middle and a cosine look-up
+(arXiv 2110.04627).
 """
 
 from dataclasses import dataclass, replace
@@ -75,7 +76,7 @@ def _demand(good: bool, config, field: str, accepted: str) -> None:
 PRESETS = {
     "f16-8192": VQGANConfig(),  # 256 px, 16x16 tokens, 146M parameters
     "mini": VQGANConfig(resolution=64, hidden_channels=48, channel_mult=(1, 2), num_res_blocks=1, decoder_res_blocks=2,
-                        mid_attention=True, z_channels=64, embed_dim=16, codes=1024, cosine=True, patch=4, groups=16),
+                        mid_attention=True, local=True, z_channels=64, embed_dim=16, codes=1024, cosine=True, patch=4, groups=16),
 }
 PRESETS["tiny"] = replace(PRESETS["mini"], resolution=16, hidden_channels=8, decoder_res_blocks=1, z_channels=8,
                           embed_dim=4, codes=16, patch=2, groups=4)  # for tests: 4x4 tokens
@@ -139,7 +140,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch = config.patch
         width, size = config.hidden_channels, config.resolution // config.patch
-        self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1)
+        # a border's cells are like any other where the border goes on as it is
+        self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1, padding_mode="replicate" if config.local else "zeros")
         make = partial(ResBlock, groups=config.groups, local=config.local)
         self.down = nn.ModuleList()
         for i, mult in enumerate(config.channel_mult):
@@ -151,7 +153,7 @@ class Encoder(nn.Module):
                 if size in config.attn_resolutions:
                     level.attn.append(Attention(width, config.groups))
             if not last:
-                level.downsample = Downsample(width)
+                level.downsample = Downsample(width, config.local)
                 size //= 2
             self.down.append(level)
         self.mid = middle(width, config, config.local)
@@ -259,12 +261,13 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, local: bool = False):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
+        self.border = "replicate" if local else "constant"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, (0, 1, 0, 1), mode=self.border))
 
 
 class Upsample(nn.Module):

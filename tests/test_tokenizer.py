@@ -159,3 +159,13 @@ def test_the_training_quantisers_tokens_are_those_of_encode(cosine):
     exported = Tokenizer(model.export(), device="cpu", precision="fp32")
     assert len(tokens.unique()) > 4 and torch.equal(exported.encode(pictures(8)), tokens)
     torch.testing.assert_close(exported.decode(tokens), picture.clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_a_flat_cell_has_one_code_wherever_it_lies():
+    """Of a local encoder: the tokens are then a language in which a colour is a word."""
+    tokenizer = Tokenizer.from_preset("mini", device="cpu", precision="fp32")
+    images = torch.full((1, 3, 64, 64), 0.2)
+    images[:, :, 16:40, 24:56] = torch.tensor([0.9, 0.4, 0.1]).view(3, 1, 1)
+    tokens = tokenizer.encode(images).view(8, 8)
+    inside, outside = tokens[3, 4:6], torch.cat([tokens[7, 1:7], tokens[1:7, 1]])
+    assert len(inside.unique()) == len(outside.unique()) == 1 and inside[0] != outside[0]
