@@ -32,7 +32,7 @@ def demo(
     Args:
         image: a picture of your own, asked for its segmentation after the first test prompt's examples (OUT/yours.png).
         out: the folder written to.
-        models: names of shipped models or folders; the first one's answers are drawn. All shipped ones by default.
+        models: names of shipped models or folders; all shipped ones by default.
         prompts: how many of each task's test prompts, in their fixed order.
         shown: how many of them are drawn; all by default.
     """

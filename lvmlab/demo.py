@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lvmlab import images, tasks
-from lvmlab.evaluate import Job, Scorer, draw, to_pictures
+from lvmlab.evaluate import Job, Scorer, draw
 from lvmlab.evaluate import prompts as prompts_of
 from lvmlab.files import atomic
 from lvmlab.lvm import LVM
@@ -55,6 +55,6 @@ def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: P
 
 def ask_yours(path: str | Path, tokenizer: Tokenizer, task: str = "segmentation", index: int = 0) -> Sentence:
     """A picture file after the examples of a test prompt; its truth, which nobody knows, is left white."""
-    picture = to_pictures(images.load(path, tokenizer.size)[None])[0]
+    picture = images.to_uint8(images.load(path, tokenizer.size))
     prompt = prompts_of(Job(task, prompts=index + 1))[index]
     return Sentence(prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))])

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from lvmlab import tasks
 from lvmlab.files import atomic
+from lvmlab.images import from_uint8, to_uint8
 from lvmlab.lvm import LVM
 from lvmlab.prompting import complete_tokens
 from lvmlab.sentences import PAIRS, Sentence, sentence
@@ -105,16 +106,6 @@ def _condition(prompt: Sentence, job: Job, index: int) -> Sentence:
     return Sentence(prompt.task, encoding, [*examples, query])
 
 
-def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 (B, S, S, 3) to float (B, 3, S, S) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float() / 255
-
-
-def to_pictures(images: torch.Tensor) -> np.ndarray:
-    """Float (B, 3, S, S) in [0, 1] to uint8 (B, S, S, 3)."""
-    return (images.movedim(1, -1) * 255).round().to(torch.uint8).cpu().numpy()
-
-
 def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 50) -> torch.Tensor:
     """Greedy answers to prompts of one length, the query last: tokens (B, N)."""
     lvm.check_fits(tokenizer)
@@ -122,14 +113,14 @@ def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], batch: int
     for first in range(0, len(sentences), batch):
         part = sentences[first : first + batch]
         pictures = np.concatenate([s.pictures()[:-1] for s in part])  # the last label is the question
-        tokens = tokenizer.encode(to_tensor(pictures)).view(len(part), -1)
+        tokens = tokenizer.encode(from_uint8(pictures)).view(len(part), -1)
         answers.append(complete_tokens(lvm, tokens, tokenizer.tokens).tokens[:, 0])
     return torch.cat(answers)
 
 
 def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence]) -> np.ndarray:
     """Greedy answers as pictures, uint8 (B, S, S, 3)."""
-    return to_pictures(tokenizer.decode(answer(lvm, tokenizer, sentences)))
+    return to_uint8(tokenizer.decode(answer(lvm, tokenizer, sentences)))
 
 
 class Scorer:
@@ -140,12 +131,12 @@ class Scorer:
         self.sentences = prompts(job)
         self.queries, self.encodings = [s.pairs[-1] for s in self.sentences], [s.encoding for s in self.sentences]
         self.sources = np.array([q.source for q in self.queries])
-        labels, images = (np.stack([getattr(q, which) for q in self.queries]) for which in ("label", "image"))
-        self.ceiling = self.scores(to_pictures(tokenizer.round_trip(to_tensor(labels))))
+        labels, asked = (np.stack([getattr(q, which) for q in self.queries]) for which in ("label", "image"))
+        self.ceiling = self.scores(to_uint8(tokenizer.round_trip(from_uint8(labels))))
         answers = [self.task.floors(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
         floors = {name: np.stack([a[name] for a in answers]) for name in answers[0]}
         if "query" in floors:
-            floors["query through tokenizer"] = to_pictures(tokenizer.round_trip(to_tensor(images)))
+            floors["query through tokenizer"] = to_uint8(tokenizer.round_trip(from_uint8(asked)))
         self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
 
     def scores(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
@@ -159,7 +150,7 @@ class Scorer:
         floors = {name: float(f[metric].mean()) for name, f in self.floors.items()}
         best = max(floors, key=floors.get)
         ceiling, floor = self.ceiling[metric], self.floors[best][metric]
-        score, gain, room = _resample([values, values - floor, ceiling - floor], self.sources)
+        score, gain, room = resample([values, values - floor, ceiling - floor], self.sources)
         low, high = np.percentile(score[1:], (2.5, 97.5))
         # where the tokenizer carries less than the best floor has (SSIM of a blurred copy, say), there is no skill to speak of
         skill, skill_low, skill_high = gain[:1] / room[:1], None, None
@@ -173,7 +164,7 @@ class Scorer:
         return {k: round(float(v), 5) if isinstance(v, (float, np.floating)) else v for k, v in row.items()}
 
 
-def _resample(columns: list[np.ndarray], sources: np.ndarray, seed: int = 0) -> np.ndarray:
+def resample(columns: list[np.ndarray], sources: np.ndarray, seed: int = 0) -> np.ndarray:
     """Means of each column, (columns, 1 + RESAMPLES): of all prompts first, then with sources drawn with replacement."""
     names, inverse = np.unique(sources, return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
@@ -203,7 +194,7 @@ def evaluate(
             scorer = scorer or Scorer(job, tokenizer)
             started = time.perf_counter()
             tokens = answer(lvm, tokenizer, scorer.sentences)
-            scores = scorer.scores(to_pictures(tokenizer.decode(tokens)))
+            scores = scorer.scores(to_uint8(tokenizer.decode(tokens)))
             found = scorer.rows(scores, name, time.perf_counter() - started)
             if job.condition == "conflicting":
                 found.append(_both_right(scorer, scores, lvm, tokenizer, name))
@@ -225,7 +216,7 @@ def _both_right(scorer: Scorer, swapped: dict[str, np.ndarray], lvm: LVM, tokeni
     metric = scorer.task.metric
     right = [s[metric] > 0.5 * other.ceiling[metric].mean() for s, other in ((swapped, scorer), (scores, straight))]
     both = (right[0] & right[1]).astype(float)
-    mean, = _resample([both], scorer.sources)
+    mean, = resample([both], scorer.sources)
     low, high = np.percentile(mean[1:], (2.5, 97.5))
     return asdict(scorer.job) | {
         "model": model, "metric": "both right", "score": round(float(mean[0]), 5), "low": round(float(low), 5), "high": round(float(high), 5),

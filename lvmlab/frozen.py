@@ -51,14 +51,10 @@ def digest(split: str, task: str, held_out: bool, prompts: int = PROMPTS) -> str
     return total.hexdigest()
 
 
-def _digest(job: tuple[str, str, bool]) -> str:
-    return digest(*job)
-
-
 def manifest(workers: int = 2) -> dict:
     """All of it: parameters, hashes of the source files, hashes of the fixed sets."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        hashes = list(pool.map(_digest, sets()))
+        hashes = list(pool.map(digest, *zip(*sets(), strict=True)))
     names = ["/".join((split, task, *(("new encoding",) if held else ()))) for split, task, held in sets()]
     files = sorted((paths.assets() / "world").glob("*.parquet"))
     return {"version": VERSION, "parameters": parameters(), "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},

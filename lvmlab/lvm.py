@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from transformers.utils import logging
 from lvmlab import paths
 from lvmlab.device import default_device
 from lvmlab.files import atomic
-from lvmlab.tokenizer import CheckpointError, Tokenizer
+from lvmlab.tokenizer import CheckpointError, Tokenizer, fingerprint
 
 CONFIG, LOG, CARD = "config.json", "log.json", "README.md"
 _NO_HUB = (OSError, HfHubHTTPError, HFValidationError)
@@ -233,11 +232,7 @@ class LVM(nn.Module):
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of the weights: what a stored result was measured on."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self)
 
     def check_fits(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if this model does not speak the tokenizer's codes."""

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from lvmlab import tasks
 from lvmlab.files import atomic
+from lvmlab.images import from_uint8
 from lvmlab.sentences import PAIRS, sentence
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.world import VERSION
@@ -52,7 +53,7 @@ def build(
                     continue
                 jobs = [(task, split, i, seed, length, tokenizer.size) for i in range(first, last)]
                 pictures = np.concatenate(list(pool.map(_pictures, jobs, chunksize=4)))
-                tokens = tokenizer.encode(torch.from_numpy(pictures).movedim(-1, 1).float() / 255)
+                tokens = tokenizer.encode(from_uint8(pictures))
                 with atomic(part) as temporary, open(temporary, "wb") as file:
                     np.save(file, tokens.view(len(jobs), length, 2, -1).numpy().astype(np.uint16))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvmlab import paths
 from lvmlab.device import default_device, precision
@@ -108,11 +108,7 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of shape and weights: equal if and only if the tokens mean the same."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for name, value in sorted(self.net.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.net, json.dumps(asdict(self.config), sort_keys=True))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -151,6 +147,15 @@ class Tokenizer:
 
 
 _precision = precision  # the name is also an argument above
+
+
+def fingerprint(net: nn.Module, text: str = "") -> str:
+    """16 hex digits of the SHA-256 of a text and a network's weights, by name and as fp32."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_images(images: Tensor, size: int) -> None:

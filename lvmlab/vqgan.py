@@ -6,7 +6,6 @@ Parameter names are those of open-muse's VQGAN, so that the `f16-8192` checkpoin
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -142,13 +141,12 @@ class Encoder(nn.Module):
         width, size = config.hidden_channels, config.resolution // config.patch
         # a border's cells are like any other where the border goes on as it is
         self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1, padding_mode="replicate" if config.local else "zeros")
-        make = partial(ResBlock, groups=config.groups, local=config.local)
         self.down = nn.ModuleList()
         for i, mult in enumerate(config.channel_mult):
             level, last = nn.Module(), i == len(config.channel_mult) - 1
             level.block, level.attn = nn.ModuleList(), nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                level.block.append(make(width, config.hidden_channels * mult))
+                level.block.append(ResBlock(width, config.hidden_channels * mult, config.groups, config.local))
                 width = config.hidden_channels * mult
                 if size in config.attn_resolutions:
                     level.attn.append(Attention(width, config.groups))

@@ -63,8 +63,8 @@ def test_truth_through_the_tokenizer_has_skill_one_and_the_best_floor_zero():
 
 def test_intervals_come_from_sources_not_prompts():
     values = np.array([0.0, 1.0] * 50)
-    many = ev._resample([values], np.arange(100).astype(str))[0]
-    few = ev._resample([values], np.array(["a", "b"] * 50))[0]
+    many = ev.resample([values], np.arange(100).astype(str))[0]
+    few = ev.resample([values], np.array(["a", "b"] * 50))[0]
     assert math.isclose(many[0], 0.5) and many[1:].std() < 0.1 < few[1:].std()
 
 

@@ -20,9 +20,14 @@ def table(rows: list[dict], title: str = "") -> str:
             r["model"], r["task"], r["setting"], r["condition"], str(r["examples"]), r["metric"], f"{r['score']:.3f}",
             f"{r['low']:.3f}..{r['high']:.3f}", f"{r['ceiling']:.3f}", floor, *skill, str(r["prompts"]), str(r["sources"]),
         )  # fmt: skip
+    return text(grid)
+
+
+def text(grid: Table) -> str:
+    """A table as plain lines, without colours and trailing blanks."""
     console = Console(width=190, force_terminal=False, no_color=True)
     with console.capture() as capture:
-        console.print(grid)
+        console.print(grid, markup=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 

@@ -61,10 +61,10 @@ def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> list[d
     for kind, name in LABELS.items():
         found = [sentence(name, split, i, pairs=1) for i in range(count)]
         pairs, encodings = [s.pairs[0] for s in found], [s.encoding for s in found]
-        truth, task = evaluate.to_tensor(np.stack([p.label for p in pairs])), tasks.get(name)
+        truth, task = images.from_uint8(np.stack([p.label for p in pairs])), tasks.get(name)
         for code, through in codes.items():
             after = through(truth)
-            own = task.scores(evaluate.to_pictures(after), pairs, encodings)[task.metric]
+            own = task.scores(images.to_uint8(after), pairs, encodings)[task.metric]
             rows += [_row(kind, code, metric, values, [p.source for p in pairs]) for metric, values in
                      ((task.metric, own), ("PSNR", psnr(after, truth).numpy()))]
     names, truth = photographs(split, tokenizer.size)
@@ -72,7 +72,7 @@ def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> list[d
 
 
 def _row(kind: str, code: str, metric: str, values: np.ndarray, sources: list[str]) -> dict:
-    means = evaluate._resample([values], np.array(sources))[0]
+    means = evaluate.resample([values], np.array(sources))[0]
     low, high = np.percentile(means[1:], (2.5, 97.5))
     return {"kind": kind, "code": code, "metric": metric, "score": float(means[0]), "low": float(low), "high": float(high),
             "pictures": len(values), "sources": len(set(sources))}

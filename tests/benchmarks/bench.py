@@ -15,12 +15,12 @@ from pathlib import Path
 import bench_models  # noqa: F401  registers its entries
 import numpy as np
 from bench_rows import ENTRIES, JUDGED, Row, entry, interleaved, rates, rendered_by, where
-from rich.console import Console
 from rich.table import Table
 
 from lvmlab import tasks
 from lvmlab.files import atomic
 from lvmlab.lvm_train import SHARES
+from lvmlab.plots.scores import text
 from lvmlab.sentences import PAIRS
 from lvmlab.store import _pictures
 from lvmlab.world import SIZE
@@ -107,10 +107,7 @@ def table(rows: list[Row]) -> str:
     grid.add_column("what")
     for row in rows:
         grid.add_row(row.name, f"{row.ours:.4g}", f"{row.theirs:.4g}", row.unit, f"{row.ratio:.3g}", row.bound, _verdict(row), row.what)
-    console = Console(width=190, force_terminal=False, no_color=True)
-    with console.capture() as capture:
-        console.print(grid, markup=False)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    return text(grid)
 
 
 def _verdict(row: Row) -> str:

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from lvmlab import paths, tasks
 from lvmlab.device import default_device, precision
-from lvmlab.evaluate import Job, Scorer, answer, to_pictures, to_tensor
+from lvmlab.evaluate import Job, Scorer, answer
+from lvmlab.images import from_uint8, to_uint8
 from lvmlab.lvm import LVM
 from lvmlab.lvm_train import SHARES, weights
 from lvmlab.sentences import PAIRS, sentence
@@ -27,28 +28,19 @@ PICTURES, PROMPTS = 256, 50  # encoded for the speed and the share of equal toke
 LR = 1e-3
 
 
-def plain_encode(net: VQGAN, images: Tensor, batch: int) -> Tensor:
-    """Pictures to tokens as one would write it: fp32, NCHW, the nearest code by `torch.cdist`."""
+def plain_encode(net: VQGAN, images: Tensor, batch: int, tuned: bool = False) -> Tensor:
+    """Pictures to tokens as one would write it: fp32, NCHW, the nearest code by `torch.cdist`.
+
+    tuned: with what torch offers, channels-last, inference mode, and bf16 autocast where the probe says it pays.
+    """
     device, found = default_device(), []
-    with torch.no_grad():
+    layout = torch.channels_last if tuned else torch.contiguous_format
+    bf16 = tuned and precision() == "bf16"
+    with torch.inference_mode() if tuned else torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         table = net.quantize.embedding.weight
         table = F.normalize(table, dim=-1) if net.config.cosine else table
         for part in images.split(batch):
-            z = net.quant_conv(net.encoder(part.to(device)))
-            z = z.permute(0, 2, 3, 1).flatten(1, 2)  # (B, D, h, w) -> (B, N, D)
-            z = F.normalize(z, dim=-1) if net.config.cosine else z
-            found.append(torch.cdist(z.flatten(0, 1), table).argmin(-1).view(len(part), -1))
-    return torch.cat(found).to(images.device)
-
-
-def stock_encode(net: VQGAN, images: Tensor, batch: int) -> Tensor:
-    """The same with what torch offers: channels-last, inference mode, and bf16 autocast where the probe says it pays."""
-    device, found = default_device(), []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16"):
-        table = net.quantize.embedding.weight
-        table = F.normalize(table, dim=-1) if net.config.cosine else table
-        for part in images.split(batch):
-            z = net.quant_conv(net.encoder(part.to(device).contiguous(memory_format=torch.channels_last)))
+            z = net.quant_conv(net.encoder(part.to(device).contiguous(memory_format=layout)))
             z = z.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, D, h, w) -> (B, N, D)
             z = F.normalize(z, dim=-1) if net.config.cosine else z
             found.append(torch.cdist(z.flatten(0, 1), table).argmin(-1).view(len(part), -1))
@@ -60,7 +52,7 @@ def encoding(name: str, tokenizer: Tokenizer, plain: VQGAN, images: Tensor, batc
     calls = {
         "ours": lambda: tokenizer.encode(images),
         "plain": lambda: plain_encode(plain, images, batch),
-        "stock": lambda: stock_encode(tokenizer.net, images, batch),  # the weights lie channels-last there
+        "stock": lambda: plain_encode(tokenizer.net, images, batch, tuned=True),  # the weights lie channels-last there
     }
     speed = {side: len(images) / min(taken) for side, taken in interleaved(name, calls, repeats).items()}
     kind = f"{of}, {len(images)} pictures of {tokenizer.size} px in batches of {batch}, best of {repeats}"
@@ -80,7 +72,7 @@ def held_out_pictures(count: int) -> Tensor:
     """Test pictures of the trained tasks in turn, images and labels alike: float (count, 3, 64, 64)."""
     sentences = -(-count // (2 * PAIRS))
     found = [sentence(tasks.TRAINED[i % len(tasks.TRAINED)], "test", i // len(tasks.TRAINED)).pictures() for i in range(sentences)]
-    return to_tensor(np.concatenate(found)[:count])
+    return from_uint8(np.concatenate(found)[:count])
 
 
 @entry("tokenizer.encode.mini")
@@ -106,7 +98,7 @@ def skill(name: str, model: str, tokenizer: Tokenizer) -> Row:
     scorer = Scorer(Job("segmentation", prompts=PROMPTS, split="val"), fp32)
     skills = {}
     for which, speaker in (("auto", tokenizer), ("fp32", fp32)):
-        pictures = to_pictures(fp32.decode(answer(lvm, speaker, scorer.sentences)))
+        pictures = to_uint8(fp32.decode(answer(lvm, speaker, scorer.sentences)))
         skills[which] = scorer.rows(scorer.scores(pictures), model, 0.0)[0]["skill"]
     ours, theirs = (float("nan") if v is None else v for v in skills.values())
     what = (f"{model}'s skill at segmentation, {PROMPTS} validation prompts encoded in {tokenizer.precision} (auto) against fp32; the ratio is the "
