@@ -194,6 +194,10 @@ class LVM(nn.Module):
                 k[first : first + n], k[first + n : first + 2 * n] = length * (theta * distance).cos(), length * (theta * distance).sin()
         return self
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices between hidden activations: what Muon may orthogonalise, so neither embedding nor head."""
+        return [p for p in self.llama.model.layers.parameters() if p.ndim == 2]
+
     @property
     def config(self) -> LlamaConfig:
         return self.llama.config

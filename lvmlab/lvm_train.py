@@ -17,17 +17,23 @@ from lvmlab.lvm import LVM
 from lvmlab.store import Store
 from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
 
+NATURAL = {"derain": 0.3, "motion": 0.3}
 SHARES = {"segmentation": 0.22, "selection": 0.20, "pose": 0.28, "derain": 0.15, "motion": 0.15}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """``tokens`` a step at every length; ``phases`` (share of the steps, pairs in a sentence), in order."""
+    """``tokens`` a step at every length; ``phases`` (share of the steps, pairs in a sentence), in order.
+
+    image_weight: of the tokens of inputs. answer_weights: of the answers of the tasks it names, 1 for the others.
+    grid_start: see `LVM.start_from_grid`. shares: of the tasks among the sentences.
+    """
 
     tokens: int = 8192
     phases: tuple[tuple[float, int], ...] = ((0.6, 4), (1.0, 8))
     image_weight: float = 0.1
-    grid_start: bool = False  # LVM.start_from_grid
+    answer_weights: dict[str, float] = field(default_factory=lambda: dict(NATURAL))
+    grid_start: bool = True
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
 
     def __post_init__(self):
@@ -37,22 +43,21 @@ class Recipe:
             raise ValueError(f"Recipe.phases={self.phases!r}: give (end, pairs), ends rising to 1.0 and at least one pair")
         if not 0 <= self.image_weight:
             raise ValueError(f"Recipe.image_weight={self.image_weight!r}: give 0 or more")
-        unknown = set(self.shares) - set(tasks.TASKS)
-        if unknown:
-            raise ValueError(f"Recipe.shares names {', '.join(sorted(unknown))}: choose from {', '.join(tasks.TASKS)}")
+        for name in ("shares", "answer_weights"):
+            unknown = set(getattr(self, name)) - set(tasks.TASKS)
+            if unknown:
+                raise ValueError(f"Recipe.{name} names {', '.join(sorted(unknown))}: choose from {', '.join(tasks.TASKS)}")
 
     def pairs(self, step: int, steps: int) -> int:
         return next(pairs for end, pairs in self.phases if step < end * steps or end == 1.0)
 
 
-def weights(names: list[str], pairs: int, tokens: int, image_weight: float) -> Tensor:
-    """(B, pairs * 2 * tokens): 1 for answers, ``image_weight`` for inputs; in a clip all frames after two are answers."""
-    rows = torch.full((len(names), pairs, 2), image_weight)
-    rows[:, :, 1] = 1
+def weights(names: list[str], pairs: int, tokens: int, recipe: Recipe) -> Tensor:
+    """(B, pairs * 2 * tokens): the recipe's weights of answers and inputs; in a clip all frames after two are answers."""
+    rows = torch.full((len(names), pairs, 2), recipe.image_weight)
     for row, name in zip(rows, names, strict=True):
-        if tasks.get(name).sequence:
-            row[:] = 1
-            row[0] = image_weight
+        answers = row[1:] if tasks.get(name).sequence else row[:, 1]
+        answers[:] = recipe.answer_weights.get(name, 1.0)
     return rows.flatten(1).repeat_interleave(tokens, 1)
 
 
@@ -80,7 +85,7 @@ def train_lvm(
         pairs = recipe.pairs(number // config.accumulation, config.steps)
         size = max(1, recipe.tokens // (config.accumulation * pairs * 2 * tokens_per_image))
         tokens, names = data.batch(number, size, pairs, recipe.shares, config.seed)
-        return {"tokens": tokens, "weights": weights(names, pairs, tokens_per_image, recipe.image_weight)}
+        return {"tokens": tokens, "weights": weights(names, pairs, tokens_per_image, recipe)}
 
     def loss(model, batch: dict) -> tuple[Tensor, dict[str, float]]:
         value = model(batch["tokens"], batch["weights"], return_loss=True)

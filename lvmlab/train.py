@@ -24,6 +24,7 @@ from lvmlab.device import PRECISIONS, default_device, precision
 from lvmlab.files import atomic
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+OPTIMIZERS = ("adamw", "muon")
 _FREE = ("save_every", "log_every")  # fields that do not change what is computed
 
 
@@ -33,7 +34,11 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to optimise. `steps`, `warmup`, `save_every` and `log_every` count optimiser steps; `clip` 0 means none."""
+    """How to optimise. `steps`, `warmup`, `save_every` and `log_every` count optimiser steps; `clip` 0 means none.
+
+    optimizer: "adamw", or "muon" (arXiv 2502.16982) for the matrices a model names by `hidden_matrices()` and AdamW for the
+    rest; its updates are scaled to AdamW's size, so that one `lr` serves both.
+    """
 
     steps: int
     lr: float = 1e-3
@@ -47,6 +52,7 @@ class TrainConfig:
     seed: int = 0
     save_every: int = 500
     log_every: int = 20
+    optimizer: str = "adamw"
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -62,6 +68,7 @@ class TrainConfig:
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "save_every": (self.save_every >= 1, "at least 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
+            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
         }
         for field, (good, accepted) in checks.items():
             if not good:
@@ -105,12 +112,12 @@ def train(
     # autocast is ours: an Accelerator fixes one precision for the whole process and leaves the model's forward wrapped
     accelerator = Accelerator(mixed_precision="no", cpu=default_device().type == "cpu")
     set_seed(config.seed, device_specific=False)
-    optimizer = _adamw(model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"))
+    optimizers = _optimizers(model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"))
     identity = json.loads(json.dumps({**_decisive(config), "precision": "bf16" if bf16 else "fp32", "more": identity or {},
                                       "parameters": sum(p.numel() for p in model.parameters())}))
     inner = model
-    model, optimizer = accelerator.prepare(model, optimizer)
-    first = _resume(folder, inner, optimizer, identity)
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    first = _resume(folder, inner, optimizers, identity)
     log = _read_log(folder / LOG, before=first)
     if first >= config.steps:
         return log
@@ -131,7 +138,7 @@ def train(
         mark, mark_items = started, 0
         for step in range(first, config.steps):
             lr = config.lr_at(step)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = lr
             metrics: dict[str, float] = {}
             for micro in range(config.accumulation):
@@ -151,8 +158,9 @@ def train(
                                     f"raise warmup (now {config.warmup}), or train in fp32; the last checkpoint in {folder} is sound")
             if config.clip:
                 metrics["norm"] = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
             items += int(metrics.pop("items", 0)) * workers
             now = time.perf_counter()
@@ -172,7 +180,7 @@ def train(
                 mark, mark_items = time.perf_counter(), items
             if (step + 1) % config.save_every == 0 or final or spent:
                 if accelerator.is_main_process:
-                    _save(folder, inner, optimizer, step + 1, identity)
+                    _save(folder, inner, optimizers, step + 1, identity)
                 accelerator.wait_for_everyone()
             if spent:
                 break
@@ -193,21 +201,29 @@ def read_log(folder: str | Path) -> list[dict]:
     return _read_log(Path(folder) / LOG, before=load_checkpoint(folder)["step"])
 
 
-def _adamw(model: nn.Module, config: TrainConfig, fused: bool) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
+def _optimizers(model: nn.Module, config: TrainConfig, fused: bool) -> list[torch.optim.Optimizer]:
+    hidden = []
+    if config.optimizer == "muon":
+        if not hasattr(model, "hidden_matrices"):
+            raise ValueError(f"{type(model).__name__} names no hidden_matrices() for Muon: train it with optimizer='adamw'")
+        hidden = [p for p in model.hidden_matrices() if p.requires_grad]
+    chosen = {id(p) for p in hidden}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
+    muon = [torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")] if hidden else []
+    return [adamw, *muon]
 
 
 def _decisive(config: TrainConfig) -> dict:
     return {k: v for k, v in asdict(config).items() if k not in _FREE}
 
 
-def _save(folder: Path, model: nn.Module, optimizer, step: int, identity: dict) -> None:
+def _save(folder: Path, model: nn.Module, optimizers: list, step: int, identity: dict) -> None:
     random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
     with atomic(folder / CHECKPOINT) as temporary:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "random": random,
+        torch.save({"model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "random": random,
                     "identity": json.dumps(identity)}, temporary)
 
 
@@ -224,7 +240,7 @@ def _read(path: Path) -> dict:
                             "move it away to start afresh") from error
 
 
-def _resume(folder: Path, model: nn.Module, optimizer, identity: dict) -> int:
+def _resume(folder: Path, model: nn.Module, optimizers: list, identity: dict) -> int:
     if not (folder / CHECKPOINT).exists():
         return 0
     state = load_checkpoint(folder)
@@ -235,7 +251,8 @@ def _resume(folder: Path, model: nn.Module, optimizer, identity: dict) -> int:
         raise TrainingError(f"{folder} holds a training of another configuration ({'; '.join(differ)}): "
                             "choose another folder or the same configuration")
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizer"], strict=True):
+        optimizer.load_state_dict(saved)
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])

@@ -26,6 +26,9 @@ class Tiny(nn.Module):
     def forward(self, x):
         return self.layers(x)
 
+    def hidden_matrices(self):
+        return [self.layers[0].weight]
+
 
 def model():
     torch.manual_seed(0)
@@ -111,6 +114,25 @@ def test_a_budget_stops_with_a_checkpoint_and_the_rest_follows(tmp_path, whole):
     assert losses(run(tmp_path)) == pytest.approx(whole[0], abs=2e-6)
 
 
+def test_muon_takes_the_matrices_it_is_given_and_resumes(tmp_path, whole):
+    config = dataclasses.replace(CONFIG, optimizer="muon")
+    net, through = model(), losses(run(tmp_path / "through", config))
+    run(tmp_path / "two", config, budget_s=0)
+    assert losses(run(tmp_path / "two", config, net=net)) == pytest.approx(through, abs=2e-6)
+    assert through[0] == whole[0][0] and through[23] != pytest.approx(whole[0][23])
+    assert len(load_checkpoint(tmp_path / "two")["optimizer"]) == 2
+    # one orthogonalised step moves all singular directions alike, AdamW's moves all entries alike
+    before, once = model().layers[0].weight.detach(), dataclasses.replace(config, steps=1, warmup=0, weight_decay=0.0)
+    run(tmp_path / "once", once, net=(moved := model()))
+    values = torch.linalg.svdvals(moved.layers[0].weight.detach() - before)
+    assert values[-1] > 0.4 * values[0]
+
+
+def test_muon_without_matrices_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Linear names no hidden_matrices"):
+        run(tmp_path, dataclasses.replace(CONFIG, optimizer="muon"), net=nn.Linear(4, 1))
+
+
 def test_bf16_and_fp32_in_one_process(tmp_path, whole):
     def aim(net, batch):
         value, metrics = loss(net, batch)
@@ -174,7 +196,7 @@ class Mine:
 
 def test_a_checkpoint_executes_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": Mine(), "optimizer": {}, "step": 0, "random": {}, "identity": "{}"}, tmp_path / "checkpoint.pt")
+    torch.save({"model": Mine(), "optimizer": [], "step": 0, "random": {}, "identity": "{}"}, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "executed").exists()

@@ -17,7 +17,7 @@ from lvmlab.device import default_device, precision
 from lvmlab.evaluate import Job, Scorer, answer
 from lvmlab.images import from_uint8, to_uint8
 from lvmlab.lvm import LVM
-from lvmlab.lvm_train import SHARES, weights
+from lvmlab.lvm_train import SHARES, Recipe, weights
 from lvmlab.sentences import PAIRS, sentence
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig, train
@@ -152,7 +152,7 @@ def training(shape: str):
         rng = np.random.default_rng(number)
         names = [str(n) for n in rng.choice(list(SHARES), SENTENCES, p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
         tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(SENTENCES, length)))
-        return {"tokens": tokens, "weights": weights(names, PAIRS, TOKENS, 0.1)}
+        return {"tokens": tokens, "weights": weights(names, PAIRS, TOKENS, Recipe())}
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
         return model(batch["tokens"], batch["weights"], return_loss=True), {"items": float(batch["tokens"].numel())}
