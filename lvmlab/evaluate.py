@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +179,7 @@ def evaluate(
     a second call goes on where the first stopped. Raises ValueError where a model does not speak the tokenizer's codes."""
     for lvm in models.values():
         lvm.check_fits(tokenizer)
-    rows = []
+    rows, scored = [], {}
     fingerprints = {name: lvm.fingerprint() for name, lvm in models.items()}
     bar = tqdm(total=len(jobs) * len(models), disable=not progress)
     for job in jobs:
@@ -188,7 +188,9 @@ def evaluate(
             bar.set_postfix_str(f"{name}: {job.task}, {job.setting}, {job.condition}, {job.examples} examples", refresh=True)
             part = part_path(folder, name, fingerprints[name], tokenizer, job) if folder else None
             if part and part.exists():
-                rows += json.loads(part.read_text())["rows"]
+                kept = json.loads(part.read_text())
+                rows += kept["rows"]
+                scored[name, job] = np.array(kept["scores"])
                 bar.update()
                 continue
             scorer = scorer or Scorer(job, tokenizer)
@@ -196,10 +198,11 @@ def evaluate(
             tokens = answer(lvm, tokenizer, scorer.sentences)
             scores = scorer.scores(to_uint8(tokenizer.decode(tokens)))
             found = scorer.rows(scores, name, time.perf_counter() - started)
+            scored[name, job] = scores[scorer.task.metric].round(4)
             if job.condition == "conflicting":
-                found.append(_both_right(scorer, scores, lvm, tokenizer, name))
+                found.append(_both_right(scorer, scored, lvm, tokenizer, name))
             if part:
-                kept = {"rows": found, "tokens": tokens.tolist(), "scores": [round(float(v), 4) for v in scores[scorer.task.metric]]}
+                kept = {"rows": found, "tokens": tokens.tolist(), "scores": scored[name, job].tolist()}
                 with atomic(part) as temporary:
                     temporary.write_text(json.dumps(kept))
             rows += found
@@ -208,13 +211,16 @@ def evaluate(
     return rows
 
 
-def _both_right(scorer: Scorer, swapped: dict[str, np.ndarray], lvm: LVM, tokenizer: Tokenizer, model: str) -> dict:
-    """The share of queries answered rightly (over half the ceiling) under both of two prompts that conflict."""
-    job = Job(**{**asdict(scorer.job), "condition": "right"})
-    straight = Scorer(job, tokenizer)
-    scores = straight.scores(draw(lvm, tokenizer, straight.sentences))
-    metric = scorer.task.metric
-    right = [s[metric] > 0.5 * other.ceiling[metric].mean() for s, other in ((swapped, scorer), (scores, straight))]
+def _both_right(scorer: Scorer, scored: dict, lvm: LVM, tokenizer: Tokenizer, model: str) -> dict:
+    """The share of queries answered rightly (over half the ceiling) under both of two prompts that conflict.
+
+    scored: the metric of each prompt by (model, job); the prompts that this one swaps are answered here where it lacks them.
+    """
+    metric, right_job = scorer.task.metric, replace(scorer.job, condition="right")
+    straight = Scorer(right_job, tokenizer)
+    if (model, right_job) not in scored:
+        scored[model, right_job] = straight.scores(draw(lvm, tokenizer, straight.sentences))[metric]
+    right = [scored[model, s.job] > 0.5 * s.ceiling[metric].mean() for s in (scorer, straight)]
     both = (right[0] & right[1]).astype(float)
     mean, = resample([both], scorer.sources)
     low, high = np.percentile(mean[1:], (2.5, 97.5))

@@ -42,6 +42,14 @@ def test_rows_have_every_field_and_a_second_call_computes_nothing(tokenizer, lvm
     assert ev.evaluate({"x": lvm}, tokenizer, jobs, tmp_path, progress=False) == rows
 
 
+def test_both_right_takes_the_straight_answers_where_they_are_known(tokenizer, lvm, monkeypatch):
+    right, swapped = (ev.Job("segmentation", condition=c, prompts=3, split="val") for c in ("right", "conflicting"))
+    alone = ev.evaluate({"x": lvm}, tokenizer, [swapped], progress=False)
+    monkeypatch.setattr(ev, "draw", lambda *a: pytest.fail("answered again"))
+    together = ev.evaluate({"x": lvm}, tokenizer, [right, swapped], progress=False)
+    assert alone[-1]["metric"] == "both right" and alone[-1] == together[-1]
+
+
 def test_an_untrained_model_has_no_skill(tokenizer, lvm):
     row = ev.evaluate({"x": lvm}, tokenizer, [ev.Job("segmentation", prompts=6, split="val")], progress=False)[0]
     assert row["skill"] is None or row["skill"] < 0.3

@@ -1,0 +1,70 @@
+"""Training an LVM: which tokens weigh how much, how long sentences are, and what comes out."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lvmlab.lvm import LVM, SHAPES
+from lvmlab.lvm_train import Recipe, export_lvm, train_lvm, weights
+from lvmlab.train import TrainConfig
+
+CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
+RECIPE = Recipe(tokens=128, phases=((0.5, 2), (1.0, 4)), grid_start=False, shares={"segmentation": 0.8, "motion": 0.2})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Pictures of 4 tokens out of 32; a label is its image's tokens plus a number that its group shares."""
+    folder, rng = tmp_path_factory.mktemp("store"), np.random.default_rng(0)
+    images = rng.integers(0, 16, (64, 8, 4))
+    pairs = np.stack([images, images + rng.integers(1, 3, (64, 1, 1)) * 8], 2).astype(np.uint16)
+    np.save(folder / "segmentation.000000.npy", pairs)
+    np.save(folder / "motion.000000.npy", np.full((4, 8, 2, 4), 5, np.uint16))
+    (folder / "store.json").write_text(json.dumps({"tokenizer": "0123456789abcdef", "world": "mini-world-v1"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    log = train_lvm(store, folder, shape="tiny", config=CONFIG, recipe=RECIPE, tokens_per_image=4, progress=False)
+    return folder, log
+
+
+def test_answers_weigh_more_than_inputs_and_in_a_clip_all_frames_after_two_are_answers():
+    found = weights(["segmentation", "derain", "motion"], 2, 3, Recipe(image_weight=0.25, answer_weights={"derain": 0.5, "motion": 0.75}))
+    assert found.shape == (3, 2 * 2 * 3)
+    expected = torch.tensor([[0.25, 1, 0.25, 1], [0.25, 0.5, 0.25, 0.5], [0.25, 0.25, 0.75, 0.75]])
+    assert torch.equal(found, expected.repeat_interleave(3, 1))
+
+
+def test_it_learns_and_each_step_has_as_many_tokens(trained):
+    log = trained[1]
+    assert np.mean([r["loss"] for r in log[-5:]]) < 0.75 * log[0]["loss"]
+    assert [RECIPE.pairs(step, 60) for step in (0, 29, 30, 59)] == [2, 2, 4, 4]
+
+
+def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
+    folder, log = trained
+    lvm = export_lvm(folder, tmp_path / "out")
+    assert lvm.tokenizer_fingerprint == "0123456789abcdef" and lvm.config.training["step"] == 60
+    assert len(json.loads((tmp_path / "out/log.json").read_text())) >= 60
+    assert "tiny" in (tmp_path / "out/README.md").read_text()
+    once = TrainConfig(steps=1, lr=1e-6, min_lr=0, warmup=0, precision="fp32", log_every=1)
+    for start in (folder, tmp_path / "out"):
+        again = train_lvm(store, tmp_path / f"on-{start.name}", shape="tiny", config=once, recipe=RECIPE, tokens_per_image=4, start=start,
+                          progress=False)
+        assert again[0]["loss"] < 0.8 * log[0]["loss"]
+
+
+def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
+    for options, message in (({"shares": {"segment": 1.0}}, "shares names segment"), ({"answer_weights": {"rain": 1.0}}, "answer_weights names rain"),
+                             ({"phases": ((0.5, 4),)}, "phases"), ({"image_weight": -1.0}, "image_weight")):
+        with pytest.raises(ValueError, match=message):
+            Recipe(**options)
+    assert not SHAPES["tiny"].bias
+    with pytest.raises(ValueError, match="biases"):
+        train_lvm(store, tmp_path, shape="tiny", config=CONFIG, recipe=Recipe(), tokens_per_image=4, progress=False)
+    assert LVM.from_shape("mini-student").start_from_grid(64).shape == "mini-student"
