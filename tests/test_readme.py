@@ -1,0 +1,44 @@
+"""The README's figures are those of the shipped runs, and what it points at exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lvmlab import paths, runs
+from lvmlab.plots.targets import markdown, scores_markdown
+from lvmlab.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+EVALUATED = [row["name"] for row in runs.listing() if row["study"] == "evaluate" and row["where"] == "shipped"]
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_its_tables_are_those_of_the_shipped_runs(name):
+    run = runs.load(name)
+    assert run["config"]["split"] == "test" and run["config"]["prompts"] == 200
+    assert scores_markdown(run["result"]) in README
+    if run["config"]["model"] == "mini-teacher":
+        training = Tokenizer.from_pretrained("mini", device="cpu").training
+        assert markdown(run["result"], training) in README
+
+
+def test_every_shipped_model_that_was_scored_is_the_one_that_ships():
+    from lvmlab.lvm import LVM
+
+    for name in EVALUATED:
+        config = runs.load(name)["config"]
+        assert LVM.from_pretrained(config["model"], device="cpu").fingerprint() == config["weights"]
+        assert Tokenizer.from_pretrained("mini", device="cpu").fingerprint == config["tokenizer"]
+
+
+def test_the_files_it_names_exist():
+    named = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"src=\"([^\":]+)\"", README)
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing and (paths.assets() / "CREDITS.md").is_file()
+
+
+def test_every_notebook_is_in_its_table():
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert f"notebooks/{notebook.name}" in README
