@@ -136,16 +136,20 @@ def train_tokenizer(
     fit(pools["train"], folder, preset=preset, config=TrainConfig(steps=steps, lr=lr, weight_decay=0.05), val_pool=pools["val"], start=start)
 
 
-def train(folder: Path, shape: str = "mini-student", steps: int = 4800, lr: float = 2e-3, groups: int = 1500, start: Path | None = None) -> None:
+def train(
+    folder: Path, shape: str = "mini-student", steps: int = 6000, lr: float = 3e-3, groups: int = 1200, start: Path | None = None,
+    compiled: bool = False,
+) -> None:  # fmt: skip
     """Trains an LVM on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.lvm_train.export_lvm.
 
     Args:
         folder: checkpoints, log and the token store go here.
         shape: the LLaMA's shape.
-        steps: of 8192 tokens.
+        steps: of 4096 tokens.
         lr: the highest learning rate.
         groups: of 16 pairs tokenised for each task, once.
-        start: the folder of an earlier training of this shape to go on from.
+        start: the folder of an earlier training of this shape, or of a pretrained model, to go on from.
+        compiled: compile the layers first: faster after a minute, where there is a C++ compiler.
     """
     from lvmlab import tasks
     from lvmlab.lvm_train import train_lvm
@@ -155,8 +159,8 @@ def train(folder: Path, shape: str = "mini-student", steps: int = 4800, lr: floa
 
     tokenizer = Tokenizer.from_pretrained("mini")
     build(folder / "store", tokenizer, dict.fromkeys(tasks.TRAINED, groups))
-    train_lvm(folder / "store", folder, shape=shape, config=TrainConfig(steps=steps, lr=lr, min_lr=lr / 20),
-              codebook=None if start else tokenizer.net.quantize.table().cpu(), start=start)
+    train_lvm(folder / "store", folder, shape=shape, config=TrainConfig(steps=steps, lr=lr, min_lr=lr / 30, optimizer="muon"),
+              codebook=None if start else tokenizer.net.quantize.table().cpu(), start=start, compiled=compiled)
 
 
 def runs(action: Literal["list", "show", "promote", "prune"] = "list", name: str = "") -> None:

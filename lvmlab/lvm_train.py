@@ -17,8 +17,8 @@ from lvmlab.lvm import LVM
 from lvmlab.store import Store
 from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
 
-NATURAL = {"derain": 0.3, "motion": 0.3}
-SHARES = {"segmentation": 0.22, "selection": 0.20, "pose": 0.28, "derain": 0.15, "motion": 0.15}
+NATURAL = {"derain": 0.3, "motion": 0.3}  # photographs: many tokens would do nearly as well as the true one, so their loss is mostly noise
+SHARES = {"segmentation": 0.25, "selection": 0.20, "pose": 0.28, "derain": 0.13, "motion": 0.14}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recipe:
     grid_start: see `LVM.start_from_grid`. shares: of the tasks among the sentences.
     """
 
-    tokens: int = 8192
+    tokens: int = 4096
     phases: tuple[tuple[float, int], ...] = ((0.6, 4), (1.0, 8))
     image_weight: float = 0.1
     answer_weights: dict[str, float] = field(default_factory=lambda: dict(NATURAL))
@@ -64,12 +64,13 @@ def weights(names: list[str], pairs: int, tokens: int, recipe: Recipe) -> Tensor
 def train_lvm(
     store: str | Path, folder: str | Path, *, shape: str, config: TrainConfig, recipe: Recipe | None = None, tokens_per_image: int = 64,
     codebook: Tensor | None = None, start: str | Path | None = None, on_log: Callable[[dict], None] | None = None,
-    budget_s: float | None = None, progress: bool = True,
+    compiled: bool = False, budget_s: float | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Trains an LVM of a named shape on a token store and returns the log; resumes from ``folder``.
 
     codebook: (K, D), the tokenizer's: embedding and head start from it (`LVM.start_from_codebook`).
     start: the folder of an earlier training, or of a pretrained model, of the same shape to go on from, with a fresh optimiser.
+    compiled: each layer under torch.compile: 1.3 times as fast on a CPU with bf16 units, but it wants a C++ compiler and half a minute.
     """
     recipe, data = recipe or Recipe(), Store(store)
     model = LVM.from_shape(shape, seed=config.seed)
@@ -80,6 +81,10 @@ def train_lvm(
     if start:
         pretrained = (Path(start) / "config.json").is_file()
         model.load_state_dict(LVM.from_pretrained(start, device="cpu").state_dict() if pretrained else load_checkpoint(start)["model"])
+
+    if compiled:
+        for layer in model.llama.model.layers:
+            layer.compile(dynamic=False)
 
     def batch(number: int) -> dict:
         pairs = recipe.pairs(number // config.accumulation, config.steps)

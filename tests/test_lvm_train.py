@@ -1,6 +1,7 @@
 """Training an LVM: which tokens weigh how much, how long sentences are, and what comes out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,3 +69,12 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="biases"):
         train_lvm(store, tmp_path, shape="tiny", config=CONFIG, recipe=Recipe(), tokens_per_image=4, progress=False)
     assert LVM.from_shape("mini-student").start_from_grid(64).shape == "mini-student"
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU wants a C++ compiler")
+def test_compiled_layers_learn_the_same(trained, store, tmp_path):
+    config = TrainConfig(steps=3, lr=1e-2, warmup=5, precision="fp32", log_every=1)
+    logs = [train_lvm(store, tmp_path / str(compiled), shape="tiny", config=config, recipe=RECIPE, tokens_per_image=4, compiled=compiled,
+                      progress=False) for compiled in (False, True)]  # fmt: skip
+    assert [r["loss"] for r in logs[1]] == pytest.approx([r["loss"] for r in logs[0]], rel=1e-4)
+    assert export_lvm(tmp_path / "True", tmp_path / "out").shape == "tiny"
