@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import json
 import math
 import os
@@ -169,12 +170,13 @@ class LVM(nn.Module):
 
     @torch.no_grad()
     def start_from_grid(self, tokens: int) -> "LVM":
-        """Starts two heads of each layer looking at fixed distances, by their q and k biases: pictures are grids of ``tokens``.
+        """Starts all heads but each layer's last looking at fixed distances, by their q and k biases: pictures are grids of ``tokens``.
 
-        The first looks at the place that is about to be written, in the picture before; the second, layer by layer, at the
-        token above, at itself, below in the picture before, and two pictures before. What a head looks at can be unlearned; left to
-        chance, finding these distances takes most of a short training. Only shapes with biases (DeLVM's have them) can do so:
-        ValueError for others. Returns self.
+        The first looks at the place that is about to be written, in the picture before; the others at its neighbours there (those
+        below and to the right first: that place itself was read before them, so it knows nothing of them), at the token above,
+        at the last one, and two pictures before. What a head looks at can be unlearned; left to chance, finding these
+        distances takes most of a short training. Only shapes with biases (DeLVM's have them) can do so: ValueError for
+        others. Returns self.
         """
         if not self.config.attention_bias:
             raise ValueError(f"a model of shape {self.shape!r} has no q and k biases to start from: give a shape with bias=True")
@@ -185,10 +187,12 @@ class LVM(nn.Module):
         # frequencies make the peak sharp; the slow ones are left to what the tokens are
         length = torch.zeros(n)
         length[: int(0.6 * n)], length[: n // 4] = 2.0**0.5, 8.0**0.5
-        second = (side - 1, 0, tokens + side - 1, 2 * tokens - 1)
-        for i, layer in enumerate(self.llama.model.layers):
+        here, above = tokens - 1, side - 1
+        others = itertools.cycle((here - side, here - 1, above, here - side - 1, here + side, 0, here - side + 1, here + tokens))
+        for layer in self.llama.model.layers:
             q, k = layer.self_attn.q_proj.bias, layer.self_attn.k_proj.bias
-            for head, distance in zip(range(heads), (tokens - 1, second[i % len(second)]), strict=False):
+            for head in range(max(1, heads - 1)):
+                distance = next(others) if head else here
                 first = 2 * n * head
                 q[first : first + n] = length
                 k[first : first + n], k[first + n : first + 2 * n] = length * (theta * distance).cos(), length * (theta * distance).sin()
@@ -269,7 +273,7 @@ class LVM(nn.Module):
         self.check_tokens(tokens)
         return self.llama.model(input_ids=tokens.to(torch.int64), use_cache=False).last_hidden_state
 
-    def forward(self, tokens: Tensor, weights: Tensor | None = None, *, return_loss: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor, weights: Tensor | None = None, *, read: Tensor | None = None, return_loss: bool = False) -> Tensor:
         """Tokens (B, T) to logits (B, T, vocab), those at t for token t + 1; with return_loss, what `loss` returns.
 
         Where the module is wrapped (DDP), call it with return_loss=True in place of `loss`.
@@ -277,20 +281,23 @@ class LVM(nn.Module):
         if not return_loss:
             return self.llama.lm_head(self.hidden(tokens))
         self.check_tokens(tokens, least=2)
+        if read is not None and read.shape != tokens.shape:
+            raise ValueError(f"read has shape {tuple(read.shape)}: give one token for each of {tuple(tokens.shape)}")
         if weights is not None:
             weights = _checked(weights, tokens)
         targets = tokens[:, 1:].flatten().to(torch.int64)
-        hidden = self.hidden(tokens)[:, :-1].flatten(0, 1)  # (B, T, d) -> (B * (T - 1), d)
+        hidden = self.hidden(tokens if read is None else read)[:, :-1].flatten(0, 1)  # (B, T, d) -> (B * (T - 1), d)
         return cross_entropy(hidden, self.llama.lm_head.weight, targets, weights)
 
-    def loss(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
+    def loss(self, tokens: Tensor, weights: Tensor | None = None, *, read: Tensor | None = None) -> Tensor:
         """Mean cross entropy of the next token in nats, a scalar; the logits are never held whole.
 
         tokens: (B, T), T of at least 2. weights: (B, T), 0 or more, for a weighted mean; the weight at t belongs to the
         target token t. The first token is no target, for nothing comes before it; every other one is, code 0 included
-        (in DeLVM's release it is not). Raises ValueError for a bad shape, length, id or weight.
+        (in DeLVM's release it is not). read: (B, T), what the model reads where that is not what it is to write (a training with
+        disturbed inputs). Raises ValueError for a bad shape, length, id or weight.
         """
-        return self(tokens, weights, return_loss=True)
+        return self(tokens, weights, read=read, return_loss=True)
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

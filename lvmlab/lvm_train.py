@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +27,15 @@ class Recipe:
     """``tokens`` a step at every length; ``phases`` (share of the steps, pairs in a sentence), in order.
 
     image_weight: of the tokens of inputs. answer_weights: of the answers of the tasks it names, 1 for the others.
-    grid_start: see `LVM.start_from_grid`. shares: of the tasks among the sentences.
+    noise: the share of answers that are read disturbed, see `disturb`. grid_start: see `LVM.start_from_grid`.
+    shares: of the tasks among the sentences.
     """
 
     tokens: int = 4096
     phases: tuple[tuple[float, int], ...] = ((0.6, 4), (1.0, 8))
     image_weight: float = 0.1
     answer_weights: dict[str, float] = field(default_factory=lambda: dict(NATURAL))
+    noise: float = 0.0
     grid_start: bool = True
     shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
 
@@ -41,6 +44,8 @@ class Recipe:
         ends = [end for end, _ in self.phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1.0 or any(pairs < 1 for _, pairs in self.phases):
             raise ValueError(f"Recipe.phases={self.phases!r}: give (end, pairs), ends rising to 1.0 and at least one pair")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"Recipe.noise={self.noise!r}: give a share from 0 to 1")
         if not 0 <= self.image_weight:
             raise ValueError(f"Recipe.image_weight={self.image_weight!r}: give 0 or more")
         for name in ("shares", "answer_weights"):
@@ -59,6 +64,23 @@ def weights(names: list[str], pairs: int, tokens: int, recipe: Recipe) -> Tensor
         answers = row[1:] if tasks.get(name).sequence else row[:, 1]
         answers[:] = recipe.answer_weights.get(name, 1.0)
     return rows.flatten(1).repeat_interleave(tokens, 1)
+
+
+def disturb(tokens: Tensor, pairs: int, share: float, rng: np.random.Generator) -> Tensor:
+    """Sentences (B, T) as they are read in training: in a ``share`` of the answers some tokens are exchanged.
+
+    What a label has shown so far foretells its next token so well that a model learns to go by it and looks at the picture too
+    little; its own first mistakes then carry it away (exposure bias, arXiv 1506.03099). So some tokens, none to all of an answer,
+    become tokens from elsewhere in the sentence's answers: each another, or all the same one. What is to be written stays true.
+    """
+    read = tokens.numpy().copy().reshape(len(tokens), pairs, 2, -1)
+    for row in read:
+        answers = row[:, 1].copy()
+        for answer in row[:, 1]:
+            if rng.random() < share:
+                drawn = rng.choice(answers.ravel(), answer.shape if rng.random() < 0.5 else 1)
+                answer[:] = np.where(rng.random(answer.shape) < rng.random(), drawn, answer)
+    return torch.from_numpy(read.reshape(len(tokens), -1))
 
 
 def train_lvm(
@@ -90,10 +112,11 @@ def train_lvm(
         pairs = recipe.pairs(number // config.accumulation, config.steps)
         size = max(1, recipe.tokens // (config.accumulation * pairs * 2 * tokens_per_image))
         tokens, names = data.batch(number, size, pairs, recipe.shares, config.seed)
-        return {"tokens": tokens, "weights": weights(names, pairs, tokens_per_image, recipe)}
+        read = disturb(tokens, pairs, recipe.noise, np.random.default_rng((config.seed, number, 1)))
+        return {"tokens": tokens, "read": read, "weights": weights(names, pairs, tokens_per_image, recipe)}
 
     def loss(model, batch: dict) -> tuple[Tensor, dict[str, float]]:
-        value = model(batch["tokens"], batch["weights"], return_loss=True)
+        value = model(batch["tokens"], batch["weights"], read=batch["read"], return_loss=True)
         return value, {"items": float(batch["tokens"].numel())}
 
     identity = {"shape": shape, "recipe": asdict(recipe), "store": data.meta, "codebook": codebook is not None}

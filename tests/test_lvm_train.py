@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lvmlab.lvm import LVM, SHAPES
-from lvmlab.lvm_train import Recipe, export_lvm, train_lvm, weights
+from lvmlab.lvm_train import Recipe, disturb, export_lvm, train_lvm, weights
 from lvmlab.train import TrainConfig
 
 CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
@@ -41,6 +41,27 @@ def test_answers_weigh_more_than_inputs_and_in_a_clip_all_frames_after_two_are_a
     assert torch.equal(found, expected.repeat_interleave(3, 1))
 
 
+def test_disturbed_answers_hold_tokens_of_the_sentences_own_answers_and_inputs_stay():
+    tokens = torch.randperm(6 * 4 * 2 * 16, generator=torch.Generator().manual_seed(0)).view(6, -1)
+    read = disturb(tokens, 4, 0.5, np.random.default_rng(0)).view(6, 4, 2, 16)
+    true = tokens.view(6, 4, 2, 16)
+    assert torch.equal(read[:, :, 0], true[:, :, 0])
+    touched = (read[:, :, 1] != true[:, :, 1]).any(-1)
+    assert 0.25 < touched.float().mean() < 0.75
+    assert all(torch.isin(r, t).all() for r, t in zip(read[:, :, 1], true[:, :, 1], strict=True))
+    assert torch.equal(disturb(tokens, 4, 0.0, np.random.default_rng(0)), tokens)
+
+
+def test_what_is_read_is_disturbed_and_what_is_to_be_written_is_not():
+    lvm = LVM.from_shape("tiny")
+    tokens, read = (torch.randint(0, 1024, (2, 32), generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    logits = lvm(read)[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert lvm.loss(tokens, read=read).item() == pytest.approx(expected.item(), abs=1e-4)
+    with pytest.raises(ValueError, match=r"read has shape \(2, 31\)"):
+        lvm.loss(tokens, read=read[:, 1:])
+
+
 def test_it_learns_and_each_step_has_as_many_tokens(trained):
     log = trained[1]
     assert np.mean([r["loss"] for r in log[-5:]]) < 0.75 * log[0]["loss"]
@@ -62,7 +83,7 @@ def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
 
 def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     for options, message in (({"shares": {"segment": 1.0}}, "shares names segment"), ({"answer_weights": {"rain": 1.0}}, "answer_weights names rain"),
-                             ({"phases": ((0.5, 4),)}, "phases"), ({"image_weight": -1.0}, "image_weight")):
+                             ({"phases": ((0.5, 4),)}, "phases"), ({"image_weight": -1.0}, "image_weight"), ({"noise": 2.0}, "noise")):
         with pytest.raises(ValueError, match=message):
             Recipe(**options)
     assert not SHAPES["tiny"].bias
