@@ -26,7 +26,7 @@ lint: $(READY)
 
 test: $(READY) lint
 	$(BIN)/python -m pytest
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --nbval-current-env notebooks; fi
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --nbval-current-env notebooks/*.ipynb; fi
 
 lab: $(READY)
 	$(BIN)/python -m jupyter lab notebooks
