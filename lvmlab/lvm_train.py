@@ -141,6 +141,7 @@ def card(model: LVM, more: dict, log: list[dict]) -> str:
     """The model card: what it is, what it was trained on and for how long."""
     hours = log[-1]["seconds"] / 3600
     name = more["shape"]
+    stage = "; this is the last stage of a longer training, which went on from earlier weights" if "start" in more else ""
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -150,7 +151,7 @@ tags: [visual-in-context-learning, autoregressive-image-model]
 
 A LLaMA over the tokens of lvmlab's `mini` tokenizer ({more["store"]["tokenizer"]}), {model.num_parameters / 1e6:.2f}M parameters,
 context {model.context} tokens: 16 pictures of 64 px. Trained on {more["store"]["world"]}'s training sources alone, in {hours:.1f} hours of
-two CPU cores; last training loss {log[-1]["loss"]:.3f} nats a weighted token.
+two CPU cores{stage}; last training loss {log[-1]["loss"]:.3f} nats a weighted token.
 
     from lvmlab import LVM, Tokenizer
     lvm, tokenizer = LVM.from_pretrained("{name}"), Tokenizer.from_pretrained("mini")
