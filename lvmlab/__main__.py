@@ -15,13 +15,17 @@ def _fail(error: Exception):
 
 
 def _models(names: tuple[str, ...]) -> dict:
+    import torch
+
     from lvmlab import paths
+    from lvmlab.device import precision
     from lvmlab.lvm import LVM
 
     names = names or tuple(m for m in MODELS if (paths.assets() / "models" / m).is_dir())
     if not names:
         raise ValueError("no model is shipped: give --models FOLDER, or train one with `python -m lvmlab train`")
-    return {Path(name).name: LVM.from_pretrained(name) for name in names}
+    dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
+    return {Path(name).name: LVM.from_pretrained(name, dtype=dtype) for name in names}
 
 
 def demo(
@@ -89,7 +93,7 @@ def evaluate(
     import time
 
     from lvmlab import runs, tasks
-    from lvmlab.evaluate import Job, plan
+    from lvmlab.evaluate import ANSWERS, Job, plan
     from lvmlab.evaluate import evaluate as score
     from lvmlab.files import atomic
     from lvmlab.plots.gallery import gallery
@@ -109,7 +113,8 @@ def evaluate(
         print(f"\n{scores_markdown(mine)}\n\n{markdown(mine, tokenizer.training)}\n")
         with atomic(out / f"worst-{name}.png") as temporary:
             gallery(lvm, name, tokenizer, [Job(task, prompts=prompts, split=split) for task in tasks.TRAINED], out).save(temporary, format="png")
-        config = {"model": name, "weights": lvm.fingerprint(), "tokenizer": tokenizer.fingerprint, "prompts": prompts, "split": split}
+        config = {"model": name, "weights": lvm.fingerprint(), "tokenizer": tokenizer.fingerprint, "prompts": prompts, "split": split,
+                  "answers": ANSWERS}
         kept = runs.keep("evaluate", config, mine, time.perf_counter() - started)
         print(f"wrote {out / f'worst-{name}.png'} and the run {kept['name']}")
 

@@ -15,6 +15,13 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def describe(device: torch.device) -> str:
+    """What a log calls it: the GPU's name, or how many CPU cores compute."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple MPS" if device.type == "mps" else f"{torch.get_num_threads()} CPU cores"
+
+
 def precision(name: str = "auto", device: torch.device | str | None = None) -> str:
     """"fp32" or "bf16"; "auto" measures once a process and device whether bf16 is the faster. Raises ValueError."""
     if name not in PRECISIONS:

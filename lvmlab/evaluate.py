@@ -28,11 +28,15 @@ from lvmlab.world import Sources, default
 CONDITIONS = ("right", "wrong_task", "shuffled_labels", "conflicting")
 SETTINGS = ("seen", "trained objects", "shifted", "new encoding", "new task")
 RESAMPLES = 1000
+ANSWERS = 8
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be scored: a task in a setting and condition, after so many examples, on the first ``prompts`` prompts."""
+    """One row to be scored: a task in a setting and condition, after so many examples, on the first ``prompts`` prompts.
+
+    answers: so many are sampled at temperature 1 and their mean picture is scored; 1 is the one greedy answer.
+    """
 
     task: str
     setting: str = "seen"
@@ -40,6 +44,7 @@ class Job:
     examples: int = 3
     prompts: int = 200
     split: str = "test"
+    answers: int = ANSWERS
 
     def __post_init__(self):
         tasks.get(self.task)
@@ -48,6 +53,8 @@ class Job:
                 raise ValueError(f"Job.{field}={getattr(self, field)!r}: choose from {', '.join(accepted)}")
         if not 1 <= self.examples < PAIRS:
             raise ValueError(f"Job.examples={self.examples!r}: give 1 to {PAIRS - 1}")
+        if self.answers < 1:
+            raise ValueError(f"Job.answers={self.answers!r}: give 1 (greedy) or more (the mean of so many)")
 
 
 def plan(prompts: int = 200, split: str = "test") -> list[Job]:
@@ -106,21 +113,32 @@ def _condition(prompt: Sentence, job: Job, index: int) -> Sentence:
     return Sentence(prompt.task, encoding, [*examples, query])
 
 
-def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 50) -> torch.Tensor:
-    """Greedy answers to prompts of one length, the query last: tokens (B, N)."""
+def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int = ANSWERS, batch: int = 50) -> torch.Tensor:
+    """Answers to prompts of one length, the query last: tokens (B, answers, N), sampled from a fixed seed; greedy where one is asked for."""
     lvm.check_fits(tokenizer)
-    answers = []
+    found = []
     for first in range(0, len(sentences), batch):
         part = sentences[first : first + batch]
         pictures = np.concatenate([s.pictures()[:-1] for s in part])  # the last label is the question
         tokens = tokenizer.encode(from_uint8(pictures)).view(len(part), -1)
-        answers.append(complete_tokens(lvm, tokens, tokenizer.tokens).tokens[:, 0])
-    return torch.cat(answers)
+        options = {"sample": True, "generator": torch.Generator().manual_seed(first), "answers": answers} if answers > 1 else {}
+        found.append(complete_tokens(lvm, tokens, tokenizer.tokens, **options).tokens)
+    return torch.cat(found)
 
 
-def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence]) -> np.ndarray:
-    """Greedy answers as pictures, uint8 (B, S, S, 3)."""
-    return to_uint8(tokenizer.decode(answer(lvm, tokenizer, sentences)))
+def picture(tokenizer: Tokenizer, tokens: torch.Tensor) -> np.ndarray:
+    """Answers (B, answers, N) as one picture each, their mean, uint8 (B, S, S, 3): of all pictures the nearest to what the model expects.
+
+    One sampled label is crisper, but where it is wrong it is wholly wrong; the greedy one gives an edge that many codes
+    could draw to the ground, which one code draws.
+    """
+    drawn = tokenizer.decode(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+    return to_uint8(drawn.mean(1))
+
+
+def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int = ANSWERS) -> np.ndarray:
+    """`answer` as `picture`: uint8 (B, S, S, 3)."""
+    return picture(tokenizer, answer(lvm, tokenizer, sentences, answers))
 
 
 class Scorer:
@@ -179,7 +197,7 @@ def evaluate(
     a second call goes on where the first stopped. Raises ValueError where a model does not speak the tokenizer's codes."""
     for lvm in models.values():
         lvm.check_fits(tokenizer)
-    rows, scored = [], {}
+    rows, correct = [], {}
     fingerprints = {name: lvm.fingerprint() for name, lvm in models.items()}
     bar = tqdm(total=len(jobs) * len(models), disable=not progress)
     for job in jobs:
@@ -190,19 +208,20 @@ def evaluate(
             if part and part.exists():
                 kept = json.loads(part.read_text())
                 rows += kept["rows"]
-                scored[name, job] = np.array(kept["scores"])
+                correct[name, job] = np.array(kept["scores"]) > 0.5 * kept["rows"][0]["ceiling"]
                 bar.update()
                 continue
             scorer = scorer or Scorer(job, tokenizer)
             started = time.perf_counter()
-            tokens = answer(lvm, tokenizer, scorer.sentences)
-            scores = scorer.scores(to_uint8(tokenizer.decode(tokens)))
+            tokens = answer(lvm, tokenizer, scorer.sentences, job.answers)
+            scores = scorer.scores(picture(tokenizer, tokens))
             found = scorer.rows(scores, name, time.perf_counter() - started)
-            scored[name, job] = scores[scorer.task.metric].round(4)
+            own = scores[scorer.task.metric].round(4)
+            correct[name, job] = own > 0.5 * found[0]["ceiling"]
             if job.condition == "conflicting":
-                found.append(_both_right(scorer, scored, lvm, tokenizer, name))
+                found.append(_both_right(scorer, correct, lvm, tokenizer, name))
             if part:
-                kept = {"rows": found, "tokens": tokens.tolist(), "scores": scored[name, job].tolist()}
+                kept = {"rows": found, "tokens": tokens.tolist(), "scores": own.tolist()}
                 with atomic(part) as temporary:
                     temporary.write_text(json.dumps(kept))
             rows += found
@@ -211,17 +230,16 @@ def evaluate(
     return rows
 
 
-def _both_right(scorer: Scorer, scored: dict, lvm: LVM, tokenizer: Tokenizer, model: str) -> dict:
+def _both_right(scorer: Scorer, correct: dict, lvm: LVM, tokenizer: Tokenizer, model: str) -> dict:
     """The share of queries answered rightly (over half the ceiling) under both of two prompts that conflict.
 
-    scored: the metric of each prompt by (model, job); the prompts that this one swaps are answered here where it lacks them.
+    correct: of each prompt by (model, job); the prompts that this one swaps are answered here where it lacks them.
     """
-    metric, right_job = scorer.task.metric, replace(scorer.job, condition="right")
-    straight = Scorer(right_job, tokenizer)
-    if (model, right_job) not in scored:
-        scored[model, right_job] = straight.scores(draw(lvm, tokenizer, straight.sentences))[metric]
-    right = [scored[model, s.job] > 0.5 * s.ceiling[metric].mean() for s in (scorer, straight)]
-    both = (right[0] & right[1]).astype(float)
+    metric, straight = scorer.task.metric, replace(scorer.job, condition="right")
+    if (model, straight) not in correct:
+        asked = Scorer(straight, tokenizer)
+        correct[model, straight] = asked.scores(draw(lvm, tokenizer, asked.sentences, straight.answers))[metric] > 0.5 * asked.ceiling[metric].mean()
+    both = (correct[model, scorer.job] & correct[model, straight]).astype(float)
     mean, = resample([both], scorer.sources)
     low, high = np.percentile(mean[1:], (2.5, 97.5))
     return asdict(scorer.job) | {
@@ -232,6 +250,6 @@ def _both_right(scorer: Scorer, scored: dict, lvm: LVM, tokenizer: Tokenizer, mo
 
 
 def part_path(folder: str | Path, model: str, fingerprint: str, tokenizer: Tokenizer, job: Job) -> Path:
-    """Where a finished job is kept: {"rows", "tokens" (one answer a prompt), "scores" (the task's metric, one a prompt)}."""
+    """Where a finished job is kept: {"rows", "tokens" (answers to each prompt), "scores" (the task's metric, one a prompt)}."""
     key = hashlib.sha256(json.dumps([model, fingerprint, tokenizer.fingerprint, asdict(job)]).encode()).hexdigest()[:16]
     return Path(folder) / "parts" / f"{key}.json"

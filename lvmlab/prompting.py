@@ -106,30 +106,40 @@ def complete_tokens(lvm: LVM, tokens: Tensor, n: int, *, sample: bool = False, t
     """
     warpers = _warpers(sample, temperature, top_k, top_p, generator, answers)
     lvm.check_tokens(tokens)
-    _check_room(lvm, tokens.shape[1], n)
-    rows = len(tokens) * answers
+    length = tokens.shape[1]
+    _check_room(lvm, length, n)
     llama, head = lvm.llama.model, lvm.llama.lm_head
-    rooms = [_Room(tokens.shape[1] + n - 1) for _ in llama.layers]
-    cache = Cache(layers=rooms)
+    cache = Cache(layers=[_Room(length + answers * (n - 1)) for _ in llama.layers])
     ids = tokens.to(lvm.device, torch.int64)
-    chosen = torch.empty(rows, n, dtype=torch.int64, device=ids.device)
-    logprobs, entropies = (torch.empty(rows, n, device=ids.device) for _ in range(2))
+    chosen, logprobs, entropies = [], [], []
     for i in range(n):
-        hidden = llama(input_ids=ids, cache=cache, use_cache=True).last_hidden_state[:, -1]  # (B or rows, d)
-        logits = head(hidden).float()[:, : lvm.codes]
-        if i == 0 and answers > 1:
-            logits = logits.repeat_interleave(answers, 0)  # (B, codes) -> (rows, codes)
-            for room in rooms:
-                room.batch_repeat_interleave(answers)
+        # a prompt's answers are written side by side, as one more step of one sentence: each sees the prompt, which is kept once, and itself
+        beside = {} if i == 0 else {"position_ids": ids.new_full((1, answers), length + i - 1), "attention_mask": _own(ids, length, i)}
+        hidden = llama(input_ids=ids, cache=cache, use_cache=True, **beside).last_hidden_state
+        hidden = hidden if i else hidden[:, -1:].expand(-1, answers, -1)  # (B, answers, d)
+        logits = head(hidden).float()[..., : lvm.codes]
         log = logits.log_softmax(-1)
         if sample:
-            likely = warpers(ids, logits).softmax(-1).to(generator.device)
-            ids = torch.multinomial(likely, 1, generator=generator).to(log.device)  # (rows, 1)
+            likely = warpers(ids, logits.flatten(0, 1)).softmax(-1).to(generator.device)  # (B * answers, codes)
+            ids = torch.multinomial(likely, 1, generator=generator).to(log.device).view(-1, answers)
         else:
-            ids = logits.argmax(-1, keepdim=True)
-        chosen[:, i], logprobs[:, i] = ids[:, 0], log.gather(1, ids)[:, 0]
-        entropies[:, i] = torch.special.entr(log.exp()).sum(-1)
-    return Tokens(*(v.unflatten(0, (-1, answers)).to(tokens.device) for v in (chosen, logprobs, entropies)))  # (rows, n) -> (B, answers, n)
+            ids = logits.argmax(-1)
+        chosen.append(ids)
+        logprobs.append(log.gather(-1, ids[..., None])[..., 0])
+        entropies.append(torch.special.entr(log.exp()).sum(-1))
+    return Tokens(*(torch.stack(v, -1).to(tokens.device) for v in (chosen, logprobs, entropies)))  # n of (B, answers) -> (B, answers, n)
+
+
+def _own(ids: Tensor, length: int, step: int) -> Tensor | None:
+    """Which keys each answer (ids (B, answers)) sees: the prompt's, and of the ``step`` tokens of all answers since, its own.
+
+    None where there is one answer, which sees all.
+    """
+    rows, answers = ids.shape
+    if answers == 1:
+        return None
+    own = torch.eye(answers, dtype=torch.bool, device=ids.device).repeat(1, step)  # (answers, step * answers)
+    return torch.cat([own.new_ones(answers, length), own], 1).expand(rows, 1, -1, -1)
 
 
 @torch.inference_mode()
@@ -173,7 +183,7 @@ class _Room(DynamicLayer):
 
     def __init__(self, length: int):
         super().__init__()
-        self.length, self.filled, self.repeats = length, 0, 1
+        self.length, self.filled = length, 0
 
     def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -185,9 +195,6 @@ class _Room(DynamicLayer):
         self.filled = until
         self.keys, self.values = (store[:, :, :until] for store in self.store)
         return self.keys, self.values
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.store = [store.repeat_interleave(repeats, 0) for store in self.store]
 
 
 def _warpers(sample, temperature, top_k, top_p, generator, answers) -> LogitsProcessorList:

@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lvmlab.device import PRECISIONS, default_device, precision
+from lvmlab.device import PRECISIONS, default_device, describe, precision
 from lvmlab.files import atomic
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -170,6 +170,8 @@ def train(
                 rate = (items - mark_items) / max(now - mark, 1e-9)
                 record = {"step": step, **{k: round(v, 6) for k, v in metrics.items()}, "lr": lr, "items_per_second": round(rate, 1),
                           "seconds": round(seconds_before + now - started, 1)}
+                if mark == started:  # the first record of this call
+                    record["device"] = describe(accelerator.device)
                 if on_log:
                     on_log(record)
                 log.append(record)

@@ -229,6 +229,12 @@ def conv(inner: int, outer: int, local: bool = False) -> nn.Conv2d:
     return nn.Conv2d(inner, outer, 1) if local else nn.Conv2d(inner, outer, 3, padding=1)
 
 
+def silence(layer: nn.Conv2d) -> None:
+    """A residual branch that begins at zero: with all of them loud, the first few hundred steps draw nothing but a mean colour."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
 class ResBlock(nn.Module):
     def __init__(self, inner: int, outer: int, groups: int, local: bool = False):
         super().__init__()
@@ -236,6 +242,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = norm(outer, groups, local), conv(outer, outer, local)
         if inner != outer:
             self.nin_shortcut = nn.Conv2d(inner, outer, 1)
+        silence(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -250,6 +257,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = norm(width, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
+        silence(self.proj_out)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)

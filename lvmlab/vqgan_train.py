@@ -137,8 +137,9 @@ class TrainingVQGAN(nn.Module):
         return self.net.render(codes), tokens, commitment.sum()
 
     def _fsq(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        # of unit variance, as the look-up by angle sees them: what comes out of a fresh network rounds to a few middle levels
         with torch.autocast(features.device.type, enabled=False):
-            return self.quantizer(features.float())
+            return self.quantizer(F.rms_norm(features.float(), features.shape[-1:]))
 
     @torch.no_grad()
     def round_trip(self, pictures: Tensor) -> tuple[Tensor, Tensor]:

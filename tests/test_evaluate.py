@@ -145,3 +145,14 @@ def test_the_gallery_shows_the_worst_answers_one_a_source(tokenizer, lvm, tmp_pa
     assert gallery(lvm, "x", tokenizer, jobs, tmp_path, count=2).width > 300
     with pytest.raises(FileNotFoundError, match="segmentation"):  # other weights' answers are not these weights'
         gallery(LVM.from_shape(replace(SHAPES["tiny"], context=1024, vocab=1024), seed=1), "x", tokenizer, jobs, tmp_path)
+
+
+def test_the_answer_is_the_mean_of_sampled_ones_or_the_greedy_one(tokenizer, lvm):
+    asked = ev.prompts(ev.Job("segmentation", prompts=2, split="val"))
+    tokens, again, greedy = ev.answer(lvm, tokenizer, asked), ev.answer(lvm, tokenizer, asked), ev.answer(lvm, tokenizer, asked, answers=1)
+    assert tokens.shape == (2, ev.ANSWERS, 64) and torch.equal(tokens, again) and greedy.shape == (2, 1, 64)
+    assert len(tokens[0].unique(dim=0)) > 1
+    whole = tokenizer.decode(tokens[0]).mean(0).mul(255).round()
+    assert np.abs(ev.picture(tokenizer, tokens)[0] - whole.permute(1, 2, 0).numpy()).max() <= 1
+    with pytest.raises(ValueError, match=r"Job.answers=0"):
+        ev.Job("pose", answers=0)

@@ -71,7 +71,9 @@ def test_it_learns_and_each_step_has_as_many_tokens(trained):
 def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
     folder, log = trained
     lvm = export_lvm(folder, tmp_path / "out")
-    assert lvm.tokenizer_fingerprint == "0123456789abcdef" and lvm.config.training["step"] == 60
+    (stage,) = lvm.config.training["stages"]
+    assert lvm.tokenizer_fingerprint == "0123456789abcdef" and (stage["steps"], stage["tokens"]) == (60, 60 * 128)
+    assert stage["device"].endswith("CPU cores") or "unknown" not in stage["device"]
     assert len(json.loads((tmp_path / "out/log.json").read_text())) >= 60
     assert "tiny" in (tmp_path / "out/README.md").read_text()
     once = TrainConfig(steps=1, lr=1e-6, min_lr=0, warmup=0, precision="fp32", log_every=1)
@@ -79,6 +81,8 @@ def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
         again = train_lvm(store, tmp_path / f"on-{start.name}", shape="tiny", config=once, recipe=RECIPE, tokens_per_image=4, start=start,
                           progress=False)
         assert again[0]["loss"] < 0.8 * log[0]["loss"]
+        made = export_lvm(tmp_path / f"on-{start.name}", tmp_path / f"out-{start.name}").config.training["stages"]
+        assert made[0] == stage and made[1]["steps"] == 1 and len(made) == 2
 
 
 def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):

@@ -55,12 +55,13 @@ def test_greedy_equals_generate(lvm):
 
 def test_logprobs_and_entropies_are_those_of_one_whole_pass(lvm):
     tokens = rows()
-    got = complete_tokens(lvm, tokens, N, sample=True, temperature=0.7, top_k=9, generator=seeded())
-    whole = torch.cat([tokens, got.tokens[:, 0]], 1)
-    with torch.no_grad():
-        log = lvm(whole)[:, 3 * N - 1 : -1].log_softmax(-1)
-    torch.testing.assert_close(got.logprobs[:, 0], log.gather(2, got.tokens[:, 0, :, None])[..., 0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(got.entropies[:, 0], -(log.exp() * log).sum(-1), atol=1e-4, rtol=1e-4)
+    got = complete_tokens(lvm, tokens, N, sample=True, temperature=0.7, top_k=9, generator=seeded(), answers=3)
+    for i in range(3):  # answers are written side by side; each must be as if it were alone
+        whole = torch.cat([tokens, got.tokens[:, i]], 1)
+        with torch.no_grad():
+            log = lvm(whole)[:, 3 * N - 1 : -1].log_softmax(-1)
+        torch.testing.assert_close(got.logprobs[:, i], log.gather(2, got.tokens[:, i, :, None])[..., 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got.entropies[:, i], -(log.exp() * log).sum(-1), atol=1e-4, rtol=1e-4)
 
 
 def test_the_same_generator_gives_the_same_tokens_and_the_global_one_is_left_alone(lvm):
@@ -95,7 +96,7 @@ def test_the_prompt_is_read_once(lvm, monkeypatch):
     read, forward = [], lvm.llama.model.forward
     monkeypatch.setattr(lvm.llama.model, "forward", lambda **k: read.append(tuple(k["input_ids"].shape)) or forward(**k))
     complete_tokens(lvm, rows(), 3, sample=True, generator=seeded(), answers=5)
-    assert read == [(4, 48), (20, 1), (20, 1)]
+    assert read == [(4, 48), (4, 5), (4, 5)]
 
 
 def test_unused_ids_are_never_answered():

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lvmlab.evaluate import Job, part_path, prompts
-from lvmlab.images import to_uint8
+from lvmlab.evaluate import Job, part_path, picture, prompts
 from lvmlab.lvm import LVM
 from lvmlab.plots.prompts import sheet
 from lvmlab.tokenizer import Tokenizer
@@ -33,7 +32,7 @@ def gallery(lvm: LVM, name: str, tokenizer: Tokenizer, jobs: list[Job], folder: 
             raise FileNotFoundError(f"{folder} holds no answers of {name} to {job.task}: run `python -m lvmlab evaluate` first")
         part, asked = json.loads(path.read_text()), prompts(job)
         chosen = worst(np.array(part["scores"]), [s.pairs[-1].source for s in asked], count)
-        answers = to_uint8(tokenizer.decode(torch.tensor([part["tokens"][i] for i in chosen])))
+        answers = picture(tokenizer, torch.tensor([part["tokens"][i] for i in chosen]))
         metric = part["rows"][0]["metric"]
         scored = ", ".join(f"{part['scores'][i]:.2f}" for i in chosen)
         blocks.append((f"{job.task}: the worst of {job.prompts}, {metric} {scored}", [asked[i] for i in chosen], [{"answer": a} for a in answers]))
