@@ -10,7 +10,8 @@ import torch
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
-NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "import"}
+NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "complete.answers",
+         "import"}
 KEYS = {"name", "ours", "theirs", "ratio", "unit", "limit", "what"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lvmlab import paths, runs
-from lvmlab.plots.targets import markdown, scores_markdown
+from lvmlab.plots.targets import markdown, scores_markdown, settings_markdown
 from lvmlab.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ def test_its_tables_are_those_of_the_shipped_runs(name):
     assert scores_markdown(run["result"]) in README
     if run["config"]["model"] == "mini-teacher":
         training = Tokenizer.from_pretrained("mini", device="cpu").training
-        assert markdown(run["result"], training) in README
+        assert markdown(run["result"], training) in README and settings_markdown(run["result"]) in README
 
 
 def test_every_shipped_model_that_was_scored_is_the_one_that_ships():

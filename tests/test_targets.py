@@ -1,9 +1,9 @@
 """The table of what was to be reached: every row from its own place in the evaluation."""
 
-from lvmlab.plots.targets import markdown, scores_markdown, targets
+from lvmlab.plots.targets import markdown, scores_markdown, settings_markdown, targets
 
 BASE = {"condition": "right", "examples": 3, "low": 0.0, "high": 1.0, "score": 0.7, "ceiling": 0.9, "floors": {"query": 0.1}, "best_floor": "query"}
-METRICS = {"segmentation": "IoU", "selection": "IoU", "pose": "PCK@0.1", "derain": "PSNR", "motion": "PSNR"}
+METRICS = {"segmentation": "IoU", "selection": "IoU", "pose": "PCK@0.1", "derain": "PSNR", "motion": "PSNR", "edges": "F"}
 
 
 def row(task, skill, setting="seen", **more):
@@ -33,3 +33,11 @@ def test_markdown():
     scores = scores_markdown(ROWS)
     assert "| m | segmentation, IoU | 0.700 (0.000 to 1.000) | 0.900 | 0.100 (query) | 0.60 (0.50 to 0.70) |" in scores
     assert "| m | derain, PSNR | 0.7 (0.0 to 1.0) | 0.9 | 0.1 (query) | – |" in scores and scores.count("\n") == 6
+
+
+def test_settings_and_conditions_side_by_side():
+    rows = [*ROWS, row("segmentation", 0.1, condition="wrong_task"), row("edges", 0.2, "new task"), row("segmentation", 0.7, examples=5)]
+    lines = settings_markdown(rows).splitlines()
+    assert lines[0].startswith("| task | seen | shifted | new encoding |") and len({line.count("|") for line in lines}) == 1
+    assert "| segmentation | 0.60 |  | 0.30 |  |  |  |  | 0.10 |" in lines and "| derain | – |  |  |  |  |  |  |  |" in lines
+    assert "| edges |  |  |  |  | 0.20 |  |  |  |" in lines

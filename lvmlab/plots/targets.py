@@ -48,5 +48,25 @@ def scores_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+COLUMNS = {  # of `settings_markdown`: setting and condition
+    "seen": ("seen", "right"), "shifted": ("shifted", "right"), "new encoding": ("new encoding", "right"),
+    "trained objects": ("trained objects", "right"), "new task": ("new task", "right"), "swapped colours": ("seen", "conflicting"),
+    "shuffled labels": ("seen", "shuffled_labels"), "another task's pairs": ("seen", "wrong_task"),
+}  # fmt: skip
+
+
+def settings_markdown(rows: list[dict]) -> str:
+    """One model's skill after three examples: a line a task, a column a setting or condition, in Markdown."""
+    lines = ["| task | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    three = choose(rows, examples=3)
+    for task in dict.fromkeys(r["task"] for r in three):
+        cells = []
+        for setting, condition in COLUMNS.values():
+            found = [r["skill"] for r in three if (r["task"], r["setting"], r["condition"]) == (task, setting, condition)]
+            cells.append("" if not found else "–" if found[0] is None else f"{found[0]:.2f}")
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _or_zero(value: float | None) -> float:
     return value or 0.0

@@ -18,6 +18,7 @@ from lvmlab.evaluate import Job, Scorer, answer, picture
 from lvmlab.images import from_uint8
 from lvmlab.lvm import LVM
 from lvmlab.lvm_train import SHARES, Recipe, weights
+from lvmlab.prompting import complete_tokens
 from lvmlab.sentences import PAIRS, sentence
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig, train
@@ -189,3 +190,19 @@ def train_student():
 @entry("train.mini-teacher")
 def train_teacher():
     yield from training("mini-teacher")
+
+
+@entry("complete.answers")
+def answers():
+    """Eight sampled answers to each prompt: one prefill and one step a token, against `generate` on every answer by itself."""
+    lvm, drawn, prompts = LVM.from_shape("mini-teacher").to(default_device()).eval(), 8, 16
+    tokens = torch.randint(lvm.vocab, (prompts, 7 * TOKENS), generator=torch.Generator().manual_seed(0)).to(default_device())
+    options = {"do_sample": True, "top_k": 0, "num_return_sequences": drawn, "max_new_tokens": TOKENS, "pad_token_id": 0}
+    calls = {
+        "ours": lambda: complete_tokens(lvm, tokens, TOKENS, sample=True, answers=drawn, generator=torch.Generator().manual_seed(0)),
+        "generate": lambda: lvm.llama.generate(tokens, attention_mask=torch.ones_like(tokens), **options),
+    }
+    rate = {side: prompts * drawn * TOKENS / min(taken) for side, taken in interleaved("complete.answers", calls, 3).items()}
+    yield rates("complete.answers", rate["ours"], rate["generate"], "tokens/s", 1.0,
+                f"complete_tokens against transformers' generate(num_return_sequences={drawn}), fresh weights of mini-teacher in fp32, {prompts} "
+                f"prompts of {tokens.shape[1]} tokens, {drawn} answers of {TOKENS} tokens each, best of 3")
