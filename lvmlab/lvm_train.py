@@ -71,15 +71,20 @@ def disturb(tokens: Tensor, pairs: int, share: float, rng: np.random.Generator) 
 
     What a label has shown so far foretells its next token so well that a model learns to go by it and looks at the picture too
     little; its own first mistakes then carry it away (exposure bias, arXiv 1506.03099). So some tokens, none to all of an answer,
-    become tokens from elsewhere in the sentence's answers: each another, or all the same one. What is to be written stays true.
+    become tokens from elsewhere in the sentence's answers: each another, or all the same one; or the answer is another pair's as
+    a whole, which looks right and is wrong, so that only the picture can tell. What is to be written stays true.
     """
     read = tokens.numpy().copy().reshape(len(tokens), pairs, 2, -1)
     for row in read:
         answers = row[:, 1].copy()
-        for answer in row[:, 1]:
+        for i, answer in enumerate(row[:, 1]):
             if rng.random() < share:
-                drawn = rng.choice(answers.ravel(), answer.shape if rng.random() < 0.5 else 1)
-                answer[:] = np.where(rng.random(answer.shape) < rng.random(), drawn, answer)
+                kind, rate = rng.integers(3), rng.random()
+                if kind == 0:
+                    answer[:] = answers[(i + rng.integers(pairs)) % pairs]
+                else:
+                    drawn = rng.choice(answers.ravel(), answer.shape if kind == 1 else 1)
+                    answer[:] = np.where(rng.random(answer.shape) < rate, drawn, answer)
     return torch.from_numpy(read.reshape(len(tokens), -1))
 
 

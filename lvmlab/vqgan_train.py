@@ -230,23 +230,28 @@ def evaluate(model: TrainingVQGAN, pool: Pool, per_kind: int = 128, batch: int =
     model.eval()
     scores, used = {}, torch.zeros(model.codes, dtype=torch.bool)
     for kind, of in zip(KINDS, pool.of_kind, strict=True):
-        psnr, iou = [], []
+        decibels, iou = [], []
         for chunk in np.array_split(of[:per_kind], max(1, math.ceil(min(per_kind, len(of)) / batch))):
             if not len(chunk):
                 continue
             target = to_float(pool.pictures[chunk]).to(device)
             picture, tokens = model.round_trip(target)
             used[tokens.cpu().unique()] = True
-            psnr += (-10 * (picture - target).square().mean((1, 2, 3)).clamp(min=1e-10).log10()).tolist()
+            decibels += psnr(picture, target).tolist()
             if kind == "two-colour":
                 iou += two_colour_iou(picture, target).tolist()
-        if psnr:
-            scores[f"psnr {kind}"] = round(float(np.mean(psnr)), 3)
+        if decibels:
+            scores[f"psnr {kind}"] = round(float(np.mean(decibels)), 3)
         if iou:
             scores["iou"] = round(float(np.mean(iou)), 4)
     scores["code use"] = round(used.float().mean().item(), 4)
     model.train(was_training)
     return scores
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """PSNR in dB of each pair of pictures (B, 3, H, W) in [0, 1], capped at 60: (B,)."""
+    return -10 * (a - b).square().mean((1, 2, 3)).clamp(min=1e-6).log10()
 
 
 def two_colour_iou(picture: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a tokenizer's tokens carry; and a learned codebook (VQ) beside a fixed grid (FSQ, arXiv 2309.15505) at equal budget.
 
-    python -m lvmlab.studies.tokenizer    # VQ beside FSQ, about 8 minutes on two idle cores; ships the run in assets/runs
+    python -m lvmlab.studies.tokenizer    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in assets/runs
 """
 
 import argparse
@@ -21,11 +21,11 @@ from lvmlab.sentences import sentence
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig
 from lvmlab.vqgan import VQGANConfig
-from lvmlab.vqgan_train import FSQ_LEVELS, KINDS, QUANTISERS, Pool, Recipe, load_training, to_float, train_tokenizer
+from lvmlab.vqgan_train import FSQ_LEVELS, KINDS, QUANTISERS, Pool, Recipe, load_training, psnr, to_float, train_tokenizer
 from lvmlab.vqgan_train import evaluate as score
 from lvmlab.world import default
 
-STUDY, VERSION = "tokenizer-vq-fsq", 1
+STUDY, VERSION = "tokenizer-vq-fsq", 2  # 2: silent residual branches, FSQ of features of unit variance
 LABELS = {"two-colour masks": "segmentation", "skeletons": "pose"}
 SCORES = {"psnr natural": "PSNR of photographs (dB)", "psnr two-colour": "PSNR of masks (dB)", "psnr skeleton": "PSNR of skeletons (dB)",
           "iou": "IoU of masks", "code use": "share of codes in use", "perplexity": "perplexity of the codes"}  # fmt: skip
@@ -38,11 +38,6 @@ def photographs(split: str, size: int = 64) -> tuple[list[str], Tensor]:
     """Every photograph of a split: names, and centre crops (B, 3, size, size)."""
     found = default().all("photographs", split)
     return [p.name for p in found], torch.stack([images.load(p.image, size) for p in found])
-
-
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """PSNR in dB of each pair of pictures (B, 3, H, W) in [0, 1], capped at 60: (B,)."""
-    return -10 * (a - b).square().mean((1, 2, 3)).clamp(min=1e-6).log10()
 
 
 def mean_colours(pictures: Tensor, grid: int) -> Tensor:
@@ -214,7 +209,7 @@ def stored(setting: Setting = Setting()) -> dict | None:
     try:
         return runs.load(runs.key(STUDY, setting.config()))
     except FileNotFoundError:
-        print(f"The run {runs.key(STUDY, setting.config())} is not stored here. Compute it, about 8 minutes on two idle cores:\n"
+        print(f"The run {runs.key(STUDY, setting.config())} is not stored here. Compute it, about 4 minutes on two idle cores:\n"
               "    python -m lvmlab.studies.tokenizer")
         return None
 
