@@ -46,18 +46,18 @@ def demo(
 
 
 def prompt(
-    examples: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE LABEL ...")], query: Path, out: Path = Path("runs/prompt.png"),
-    model: str = "mini-teacher", answers: int = 1, sample: bool = False, temperature: float | None = None, seed: int = 0,
+    examples: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE LABEL ...")]], query: Path,
+    out: Path = Path("runs/prompt.png"), model: str = "mini-teacher", answers: int = 8, greedy: bool = False, temperature: float = 1.0, seed: int = 0,
 ) -> None:  # fmt: skip
     """Answers a query picture after example pairs of your own pictures: IMAGE LABEL IMAGE LABEL ...
 
     Args:
         examples: the example pairs, pictures and labels in turn.
         query: the picture asked about.
-        out: where the answer is written (several: side by side).
+        out: where the answer is written: the mean of the sampled ones, then (where there are several) each of them.
         model: name of a shipped model or a folder.
-        answers: how many answers; more than one only makes sense with --sample.
-        sample: draw each token from the model's distribution, else take the likeliest.
+        answers: how many answers are sampled.
+        greedy: take the likeliest token each time instead; one answer, nothing is sampled.
         temperature: of the sampling.
         seed: of the sampling.
     """
@@ -73,10 +73,10 @@ def prompt(
     lvm = _models((model,))[Path(model).name]
     loaded = [images.load(p, tokenizer.size) for p in examples]
     asked = Prompt(tuple(zip(loaded[::2], loaded[1::2], strict=True)), images.load(query, tokenizer.size))
-    generator = torch.Generator().manual_seed(seed) if sample else None
-    found = complete(lvm, tokenizer, asked, answers=answers, sample=sample, temperature=temperature, generator=generator)
-    images.save(torch.cat(list(found.images[0, :, 0]), -1), out)
-    print(f"wrote {out}")
+    options = {} if greedy else {"sample": True, "answers": answers, "temperature": temperature, "generator": torch.Generator().manual_seed(seed)}
+    drawn = complete(lvm, tokenizer, asked, **options).images[0, :, 0]  # (answers, 3, S, S)
+    images.save(torch.cat([drawn.mean(0), *(drawn if len(drawn) > 1 else ())], -1), out)
+    print(f"wrote {out}" + (f": the mean of {len(drawn)} answers, then each" if len(drawn) > 1 else ""))
 
 
 def evaluate(

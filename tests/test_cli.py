@@ -19,10 +19,23 @@ def test_help_names_every_command():
 
 
 def test_errors_are_one_line_that_names_the_culprit(tmp_path):
-    found = lvmlab("prompt", "--examples", "a.png", "--query", "b.png")
+    found = lvmlab("prompt", "a.png", "--query", "b.png")
     assert found.returncode != 0 and "pairs" in found.stderr and "Traceback" not in found.stderr
     found = lvmlab("runs", "show", "nothing-like-it")
     assert found.returncode != 0 and "nothing-like-it" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_prompt_of_picture_files_is_answered(tmp_path):
+    from PIL import Image
+
+    for i, name in enumerate(("a", "a-label", "query")):
+        Image.new("RGB", (90, 70), (40 * i, 100, 200)).save(tmp_path / f"{name}.png")
+    files = [str(tmp_path / f"{name}.png") for name in ("a", "a-label")]
+    query = ["--query", str(tmp_path / "query.png"), "--out", str(tmp_path / "out.png")]
+    for more, width in (([], 64 * 4), (["--greedy"], 64)):
+        found = lvmlab("prompt", *files, *query, *(more or ["--answers", "3"]))
+        assert found.returncode == 0, found.stderr
+        assert Image.open(tmp_path / "out.png").size == (width, 64)
 
 
 def test_a_run_is_computed_once_and_found_again(tmp_path, monkeypatch):
