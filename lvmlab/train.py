@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from lvmlab.device import PRECISIONS, default_device, describe, precision
 from lvmlab.files import atomic
+from lvmlab.muon import Muon
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 OPTIMIZERS = ("adamw", "muon")
@@ -36,7 +37,7 @@ class TrainingError(RuntimeError):
 class TrainConfig:
     """How to optimise. `steps`, `warmup`, `save_every` and `log_every` count optimiser steps; `clip` 0 means none.
 
-    optimizer: "adamw", or "muon" (arXiv 2502.16982) for the matrices a model names by `hidden_matrices()` and AdamW for the
+    optimizer: "adamw", or "muon" (`lvmlab.muon`) for the matrices a model names by `hidden_matrices()` and AdamW for the
     rest; its updates are scaled to AdamW's size, so that one `lr` serves both.
     """
 
@@ -112,7 +113,7 @@ def train(
     # autocast is ours: an Accelerator fixes one precision for the whole process and leaves the model's forward wrapped
     accelerator = Accelerator(mixed_precision="no", cpu=default_device().type == "cpu")
     set_seed(config.seed, device_specific=False)
-    optimizers = _optimizers(model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"))
+    optimizers = _optimizers(model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"), bf16=bf16)
     identity = json.loads(json.dumps({**_decisive(config), "precision": "bf16" if bf16 else "fp32", "more": identity or {},
                                       "parameters": sum(p.numel() for p in model.parameters())}))
     inner = model
@@ -203,7 +204,7 @@ def read_log(folder: str | Path) -> list[dict]:
     return _read_log(Path(folder) / LOG, before=load_checkpoint(folder)["step"])
 
 
-def _optimizers(model: nn.Module, config: TrainConfig, fused: bool) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, config: TrainConfig, fused: bool, bf16: bool) -> list[torch.optim.Optimizer]:
     hidden = []
     if config.optimizer == "muon":
         if not hasattr(model, "hidden_matrices"):
@@ -214,8 +215,8 @@ def _optimizers(model: nn.Module, config: TrainConfig, fused: bool) -> list[torc
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
-    muon = [torch.optim.Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")] if hidden else []
-    return [adamw, *muon]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return [adamw, *([Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)] if hidden else [])]
 
 
 def _decisive(config: TrainConfig) -> dict:

@@ -23,7 +23,7 @@ LAYERS = (
     ("paths", "files", "device", "images"),
     ("vqgan", "tokenizer", "lvm"),
     ("world", "tasks", "sentences", "pictures", "store", "frozen"),
-    ("train", "vqgan_train", "lvm_train", "prompting"),
+    ("muon", "train", "vqgan_train", "lvm_train", "prompting"),
     ("evaluate",),
     ("runs", "studies"),
     ("plots",),

@@ -26,8 +26,8 @@ from lvmlab.store import _pictures
 from lvmlab.world import SIZE
 
 OUT = Path("runs/bench.json")
-ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "complete.answers",
-         "import")
+ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.muon",
+         "complete.answers", "import")
 REPEATS = {"world.render": 3, "import": 7}
 RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.store.build
 

@@ -18,6 +18,7 @@ from lvmlab.evaluate import Job, Scorer, answer, picture
 from lvmlab.images import from_uint8
 from lvmlab.lvm import LVM
 from lvmlab.lvm_train import SHARES, Recipe, weights
+from lvmlab.muon import Muon
 from lvmlab.prompting import complete_tokens
 from lvmlab.sentences import PAIRS, sentence
 from lvmlab.tokenizer import Tokenizer
@@ -190,6 +191,21 @@ def train_student():
 @entry("train.mini-teacher")
 def train_teacher():
     yield from training("mini-teacher")
+
+
+@entry("train.muon")
+def muon():
+    """The optimiser's step alone, on the matrices of mini-teacher and in the precision that training would take."""
+    found = {}
+    for side in ("ours", "torch"):
+        matrices = [p.detach().clone().to(default_device()).requires_grad_() for p in LVM.from_shape("mini-teacher").hidden_matrices()]
+        for i, p in enumerate(matrices):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p.device)
+        dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
+        found[side] = Muon(matrices, LR, dtype=dtype) if side == "ours" else torch.optim.Muon(matrices, LR, adjust_lr_fn="match_rms_adamw")
+    taken = interleaved("train.muon", {side: optimizer.step for side, optimizer in found.items()}, STEPS)
+    yield rates("train.muon", 1 / median(taken["ours"]), 1 / median(taken["torch"]), "steps/s", 1.0,
+                f"lvmlab.muon, matrices of one shape together in {precision()}, against torch.optim.Muon, one by one in bf16; median of {STEPS}")
 
 
 @entry("complete.answers")
