@@ -47,7 +47,7 @@ def demo(
 
 def prompt(
     examples: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE LABEL ...")]], query: Path,
-    out: Path = Path("runs/prompt.png"), model: str = "mini-teacher", answers: int = 8, greedy: bool = False, temperature: float = 1.0, seed: int = 0,
+    out: Path = Path("runs/prompt.png"), model: str = "mini-teacher", answers: int = 4, greedy: bool = False, temperature: float = 1.0, seed: int = 0,
 ) -> None:  # fmt: skip
     """Answers a query picture after example pairs of your own pictures: IMAGE LABEL IMAGE LABEL ...
 
