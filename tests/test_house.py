@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("paths", "files", "device", "images"),
     ("vqgan", "tokenizer", "lvm"),
-    ("world", "tasks", "sentences", "pictures", "store", "frozen"),
+    ("world", "tasks", "augment", "datasets", "sentences", "pictures", "store", "frozen"),
     ("muon", "train", "vqgan_train", "lvm_train", "prompting"),
     ("evaluate",),
     ("runs", "studies"),
@@ -122,7 +122,8 @@ def project():
 @checkout
 def test_what_is_imported_is_installed():
     homes = importlib.metadata.packages_distributions()
-    needed = {normal(d) for d in project()["dependencies"]}
+    extras = project()["optional-dependencies"]
+    needed = {normal(d) for d in project()["dependencies"] + extras["video"] + extras["lmdb"]}
     for path in FILES:
         for name in imports(path):
             top = name.split(".")[0]

@@ -34,6 +34,10 @@ PALETTES = {
 WIDTH = 3 / 64  # of a bone, relative to the picture's side
 # COCO's per-keypoint constants for object keypoint similarity
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+SWAPPED = [0, *(i + (1 if i % 2 else -1) for i in range(1, 17))]  # left (odd) and right (even) exchanged
+# OpenPose's seventeen bones in its order, and its eighteen joints as COCO numbers them; bone i and joint i have colour i of the wheel
+_OPENPOSE_BONES = (*LIMBS, (NOSE, 2), (2, 4), (NOSE, 1), (1, 3))
+_OPENPOSE_JOINTS = (NOSE, NECK, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 DRAW_ORDER = (6, 9, 0, 1, 12, 7, 8, 10, 11, 2, 3, 4, 5)  # trunk first, arms last: hands lie over the body
 _CHAINS = ((2, 3, 0), (4, 5, 1), (7, 8, 6), (10, 11, 9))  # upper bone, lower bone, the trunk bone they hang from
 
@@ -51,6 +55,27 @@ def draw(keypoints: np.ndarray, size: int, palette: str, background: tuple[int, 
         pen.line((x0, y0, x1, y1), fill=colour, width=round(2 * radius))
         for x, y in ((x0, y0), (x1, y1)):
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    return np.asarray(canvas.reduce(fine))
+
+
+def draw_people(people: np.ndarray, size: int) -> np.ndarray:
+    """People (P, 17, 3), x, y and visibility, as DeLVM paints COCO: OpenPose's bones and joints on black, uint8 (size, size, 3).
+
+    Bones are 4 wide and joints of radius 8 at 256 px, in proportion at other sizes. What is not visible (0) is left out.
+    """
+    fine = 2
+    canvas = Image.new("RGB", (fine * size, fine * size))
+    pen, unit = ImageDraw.Draw(canvas), fine * size / 256
+    for person in people:
+        shown = np.append(person[:, 2] > 0, (person[list(SHOULDERS), 2] > 0).all())
+        points = np.vstack([person[:, :2], person[list(SHOULDERS), :2].mean(0)]) * fine
+        for colour, (a, b) in zip(_WHEEL, _OPENPOSE_BONES, strict=False):
+            if shown[a] and shown[b]:
+                pen.line((*points[a], *points[b]), fill=colour, width=max(1, round(4 * unit)))
+        for colour, joint in zip(_WHEEL, _OPENPOSE_JOINTS, strict=True):
+            if shown[joint]:
+                (x, y), r = points[joint], 8 * unit
+                pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
     return np.asarray(canvas.reduce(fine))
 
 
