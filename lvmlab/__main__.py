@@ -161,9 +161,10 @@ def train(
     from lvmlab.store import build
     from lvmlab.tokenizer import Tokenizer
     from lvmlab.train import TrainConfig
+    from lvmlab.worlds import World
 
     tokenizer = Tokenizer.from_pretrained("mini")
-    build(folder / "store", tokenizer, dict.fromkeys(tasks.TRAINED, groups))
+    build(folder / "store", tokenizer, [World(task, groups) for task in tasks.TRAINED])
     train_lvm(folder / "store", folder, shape=shape, config=TrainConfig(steps=steps, lr=lr, min_lr=lr / 30, optimizer="muon"),
               codebook=None if start else tokenizer.net.quantize.table().cpu(), start=start, compiled=compiled)
 

@@ -7,6 +7,7 @@ colour. What a picture shows flips with it: rain that fell to the left falls to 
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,16 +24,20 @@ SCALE, RATIO = (0.4, 1.0), (3 / 4, 4 / 3)  # of a copy's crop: its share of the 
 
 @dataclass(frozen=True)
 class Skeletons:
-    """People (P, 17, 3) as COCO annotates them: x and y in pixels of a picture (height, width), visibility 0 where unknown."""
+    """People (P, 17, 3) as COCO annotates them: x and y in pixels of a picture (height, width), visibility 0 where unknown.
+
+    draw: (people, size) to their label image, uint8 (size, size, 3).
+    """
 
     people: np.ndarray
     height: int
     width: int
+    draw: Callable[[np.ndarray, int], np.ndarray] = skeleton.draw_people
 
     def cropped(self, top: int, left: int, height: int, width: int, size: int) -> "Skeletons":
         people = self.people.astype(np.float64)
         people[..., :2] = (people[..., :2] - (left, top)) * (size / width, size / height)
-        return Skeletons(people, size, size)
+        return replace(self, people=people, height=size, width=size)
 
     def flipped(self) -> "Skeletons":
         """Mirrored: x turned round, and left and right exchanged, since a body's left is now on the other side."""
@@ -66,6 +71,6 @@ def pictures(sample: Sample, size: int, name: str = "", copy: int = 0) -> np.nda
 def _drawn(part, box: list[int], flip: bool, size: int) -> np.ndarray:
     if isinstance(part, Skeletons):
         moved = part.cropped(*box, size)
-        return skeleton.draw_people((moved.flipped() if flip else moved).people, size)
+        return moved.draw((moved.flipped() if flip else moved).people, size)
     part = F.resized_crop(part, *box, [size, size])  # of a Mask by the nearest pixel
     return to_uint8((F.horizontal_flip(part) if flip else part).as_subclass(torch.Tensor).float().clamp(0, 1))

@@ -23,6 +23,7 @@ from torchvision import tv_tensors
 
 from lvmlab import images
 from lvmlab.augment import Sample, Skeletons, pictures
+from lvmlab.sentences import Row
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FOLDERS = (("images", "labels"), ("image", "label"), ("images", "masks"), ("input", "target"), ("rain", "norain"), ("blur", "sharp"),
@@ -35,15 +36,6 @@ _BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, S
 
 class Broken(ValueError):
     """A member that cannot be used, and why."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Pictures uint8 (n, size, size, 3): an image and its label, one image, or a clip's frames. group: what a sentence's rows share."""
-
-    pictures: np.ndarray
-    source: str
-    group: str = ""
 
 
 @dataclass

@@ -102,6 +102,10 @@ def train_lvm(
     """
     recipe, data = recipe or Recipe(), Store(store)
     model = LVM.from_shape(shape, seed=config.seed)
+    longest = max(pairs for _, pairs in recipe.phases)
+    if longest * 2 * tokens_per_image > model.context:
+        raise ValueError(f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, {shape} reads {model.context}: at most "
+                         f"{model.context // (2 * tokens_per_image)} pairs in Recipe.phases")
     if codebook is not None:
         model.start_from_codebook(codebook, seed=config.seed)
     if recipe.grid_start:
@@ -158,6 +162,11 @@ def export_lvm(folder: str | Path, out: str | Path) -> LVM:
     return LVM.from_pretrained(out)
 
 
+def _origin(store: dict) -> str:
+    origins = store.get("tasks", {"": store})
+    return " and ".join(dict.fromkeys(f"{o['world']}'s training sources alone" if "world" in o else task for task, o in origins.items()))
+
+
 def card(model: LVM) -> str:
     """The model card: what it is, what it was trained on and for how long."""
     training, name = model.config.training, model.shape
@@ -173,7 +182,7 @@ tags: [visual-in-context-learning, autoregressive-image-model]
 # {name}
 
 A LLaMA over the tokens of lvmlab's `mini` tokenizer ({training["store"]["tokenizer"]}), {model.num_parameters / 1e6:.2f}M parameters,
-context {model.context} tokens: 16 pictures of 64 px. Trained on {training["store"]["world"]}'s training sources alone: {tokens / 1e6:.1f}M
+context {model.context} tokens: 16 pictures of 64 px. Trained on {_origin(training["store"])}: {tokens / 1e6:.1f}M
 tokens in {hours:.1f} hours on {devices}{staged}; last training loss {made[-1]["loss"]:.3f} nats a weighted token.
 
     from lvmlab import LVM, Tokenizer

@@ -13,6 +13,15 @@ PAIRS = 8  # in a sentence of 16 pictures: LVM's context (arXiv 2312.00785)
 
 
 @dataclass(frozen=True)
+class Row:
+    """Pictures uint8 (n, size, size, 3): an image and its label, one image, or a clip's frames. group: what a sentence's rows share."""
+
+    pictures: np.ndarray
+    source: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
 class Sentence:
     """``pairs`` of one ``task`` under one ``encoding``; the last pair is the query when it is used as a prompt."""
 

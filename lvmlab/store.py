@@ -1,108 +1,238 @@
-"""Pairs of tokens on disk, grouped by the encoding they share, and the sentences drawn from them.
+"""The token store: pictures tokenised once, on disk, and the sentences drawn from them.
 
-A store is a folder: parts ``TASK.NNNNNN.npy`` of each task, uint16 (groups, pairs, 2, N), and ``store.json`` with the tokenizer's
-fingerprint, the world's version and the seed. Rendering and encoding cost as much as a third of a training, and label
-colours are drawn a sentence: so a group of pairs under one encoding is tokenised once, and every sentence drawn from it
-takes some of its pairs in a new order. Clips (tasks that are sequences) keep theirs.
+A store is a folder: ``store.json`` and parts ``TASK.NNNNNN.arrow``, Arrow files that are memory-mapped, so that ten million rows
+open at once and take no memory. A row is a pair, an image or a clip: its ``tokens`` (fixed-size list of uint16), ``task``,
+``source``, ``split``, ``group`` (rows that may share a sentence: one encoding, one class) and ``augmentation`` ("" or "copy 3"),
+the texts dictionary-encoded. The tokenizer's fingerprint stands in ``store.json`` and in every part's metadata. `export_parquet`
+writes the same rows as Parquet, which `datasets` streams from a disk or an object store.
 """
 
+import itertools
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvmlab import tasks
 from lvmlab.files import atomic
 from lvmlab.images import from_uint8
-from lvmlab.sentences import PAIRS, sentence
+from lvmlab.sentences import Row
 from lvmlab.tokenizer import Tokenizer
-from lvmlab.world import VERSION
 
-SHARD = 32  # groups rendered, encoded and kept at a time: what a kill can lose
+SHARD = 32  # members read, encoded and kept at a time: what a kill can lose
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+TEXTS = ("task", "source", "split", "group", "augmentation")
 
 
-def _pictures(job: tuple[str, str, int, int, int, int]) -> np.ndarray:
-    task, split, index, seed, pairs, size = job
-    return sentence(task, split, index, seed=seed, pairs=pairs, size=size).pictures()
+class Readable(Protocol):
+    """What `build` tokenises: `lvmlab.datasets.Reader`, or `lvmlab.worlds.World`."""
+
+    task: str
+    split: str
+    members: object
+
+    def rows(self, size: int, *, copies: int, tolerate: float, part: range) -> Iterable[tuple[int, Row]]: ...
 
 
 def build(
-    folder: str | Path, tokenizer: Tokenizer, groups: dict[str, int], *, split: str = "train", pairs: int = 16, seed: int = 1000,
-    workers: int = 2, progress: bool = True,
+    folder: str | Path, tokenizer: Tokenizer, readers: Iterable[Readable], *, copies: int = 0, tolerate: float = 0.01, rank: int = 0, ranks: int = 1,
+    progress: bool = True,
 ) -> None:  # fmt: skip
-    """Renders and tokenises ``groups[task]`` groups of ``pairs`` pairs (clips: sentences of 8). Goes on where it stopped.
+    """Reads and tokenises every member of the readers; goes on where it stopped, each rank with its own parts.
 
-    Raises ValueError where the folder holds the tokens of another tokenizer, world, split, seed or group size.
+    copies: augmented copies beside each row. tolerate: the share of a part's members that may be broken.
+    Raises ValueError where the folder holds the tokens of another tokenizer or another origin of the same task.
     """
-    folder = Path(folder)
+    folder, readers = Path(folder), list(readers)
     folder.mkdir(parents=True, exist_ok=True)
-    meta = {"tokenizer": tokenizer.fingerprint, "world": VERSION, "split": split, "seed": seed, "pairs": pairs}
-    _agree(folder / "store.json", meta)
-    # spawned, not forked: a forked child of a process with OpenMP threads can hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for task, wanted in groups.items():
-            length = PAIRS if tasks.get(task).sequence else pairs
-            for first in tqdm(range(0, wanted, SHARD), desc=f"tokenise {task}", disable=not progress):
-                part, last = folder / f"{task}.{first:06d}.npy", min(wanted, first + SHARD)
-                if part.exists() and len(np.load(part, mmap_mode="r")) >= last - first:  # a part of a smaller store grows
-                    continue
-                jobs = [(task, split, i, seed, length, tokenizer.size) for i in range(first, last)]
-                pictures = np.concatenate(list(pool.map(_pictures, jobs, chunksize=4)))
-                tokens = tokenizer.encode(from_uint8(pictures))
-                with atomic(part) as temporary, open(temporary, "wb") as file:
-                    np.save(file, tokens.view(len(jobs), length, 2, -1).numpy().astype(np.uint16))
+    _agree(folder, tokenizer, {r.task: {**getattr(r, "origin", {}), "copies": copies} for r in readers}, write=rank == 0)
+    with ThreadPoolExecutor(1) as ahead:  # pictures are read while others are encoded
+        for reader in readers:
+            parts = [range(first, min(first + SHARD, len(reader.members))) for first in range(0, len(reader.members), SHARD)][rank::ranks]
+            todo = [part for part in parts if not _complete(_path(folder, reader.task, part), len(part))]
+            bar = tqdm(total=len(parts), initial=len(parts) - len(todo), desc=f"tokenise {reader.task}", disable=not progress)
+
+            def read(part: range, reader=reader) -> list[tuple[int, Row]]:
+                return list(reader.rows(tokenizer.size, copies=copies, tolerate=tolerate, part=part))
+
+            coming = [ahead.submit(read, part) for part in todo[:1]]
+            for part, after in itertools.zip_longest(todo, todo[1:]):
+                rows = coming.pop().result()
+                coming += [ahead.submit(read, after)] if after else []
+                write_part(_path(folder, reader.task, part), tokenizer, reader.task, reader.split, rows, len(part))
+                bar.update()
+            bar.close()
 
 
-def _agree(path: Path, meta: dict) -> None:
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        if theirs != meta:
-            differ = [f"{k}: {theirs.get(k)!r} there, {meta[k]!r} here" for k in meta if theirs.get(k) != meta[k]]
-            raise ValueError(f"{path.parent} holds other tokens ({'; '.join(differ)}): choose another folder")
-        return
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(meta) + "\n")
+def _path(folder: Path, task: str, part: range) -> Path:
+    return folder / f"{task}.{part.start:06d}.arrow"
+
+
+def _complete(path: Path, members: int) -> bool:
+    return path.exists() and int(pa.ipc.open_file(path).schema.metadata[b"members"]) >= members  # a part of a smaller store grows
+
+
+def write_part(path: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[tuple[int, Row]], members: int) -> None:
+    """Encodes rows, all of as many pictures, and writes them as one part."""
+    shown = {len(row.pictures) for _, row in rows} or {1}
+    if len(shown) > 1:
+        raise ValueError(f"rows of {', '.join(map(str, sorted(shown)))} pictures in one part of {task}: give each kind a task of its own")
+    count = shown.pop()
+    tokens = tokenizer.encode(from_uint8(np.concatenate([row.pictures for _, row in rows]))) if rows else torch.zeros(0, tokenizer.tokens)
+    texts = {"task": [task] * len(rows), "source": [row.source for _, row in rows], "split": [split] * len(rows),
+             "group": [row.group for _, row in rows], "augmentation": [f"copy {copy}" if copy else "" for copy, _ in rows]}
+    meta = {"tokenizer": tokenizer.fingerprint, "pictures": str(count), "members": str(members)}
+    save_table(path, tokens.reshape(-1, count * tokenizer.tokens).numpy().astype(np.uint16), texts, meta)
+
+
+def save_table(path: Path, tokens: np.ndarray, texts: dict[str, list[str]], meta: dict[str, str]) -> None:
+    """Rows of tokens (rows, n) with their texts as one Arrow file."""
+    columns = {name: pa.array(texts[name], _TEXT) for name in TEXTS}
+    columns["tokens"] = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1), pa.uint16()), tokens.shape[1])
+    table = pa.table(columns).replace_schema_metadata(meta)
+    with atomic(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:
+        file.write_table(table)
+
+
+def _agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: bool) -> None:
+    path, mine = folder / "store.json", {"tokenizer": tokenizer.fingerprint, "tokens": tokenizer.tokens}
+    theirs = json.loads(path.read_text()) if path.exists() else {**mine, "tasks": {}}
+    differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
+    for task, origin in origins.items():
+        there = theirs["tasks"].get(task, origin) if any(folder.glob(f"{task}.[0-9]*.arrow")) else origin
+        differ += [f"{task}'s {k}: {there.get(k)!r} there, {origin.get(k)!r} here" for k in origin | there if there.get(k) != origin.get(k)]
+    if differ:
+        raise ValueError(f"{folder} holds other tokens ({'; '.join(differ)}): choose another folder")
+    meta = {**mine, "tasks": {**theirs["tasks"], **origins}}
+    if write and not (path.exists() and meta == theirs):
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(meta) + "\n")
+
+
+class Rows:
+    """The rows of one task in memory-mapped parts. ``pictures`` in a row: 1 an image, 2 a pair, more a clip.
+
+    Only where groups or copies are told apart is anything held in memory: 8 bytes a row.
+    """
+
+    def __init__(self, paths: list[Path]):
+        tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
+        self.tables = [table for table in tables if len(table)] or tables[:1]
+        self.pictures = int(self.tables[0].schema.metadata[b"pictures"])
+        width = self.tables[0].schema.field("tokens").type.list_size
+        self.parts = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for t in self.tables for chunk in t["tokens"].chunks]
+        self.starts = np.cumsum([0, *map(len, self.parts)])
+        self.width = width // self.pictures  # tokens a picture
+
+    def text(self, key: str) -> set[str]:
+        return {table.schema.metadata[key.encode()].decode() for table in self.tables}
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of these rows, uint16 (len(rows), pictures, N)."""
+        rows = np.asarray(rows)
+        which = np.searchsorted(self.starts, rows, "right") - 1
+        found = np.stack([self.parts[p][row - self.starts[p]] for p, row in zip(which, rows, strict=True)])
+        return found.reshape(len(rows), self.pictures, self.width)
+
+    def column(self, name: str) -> list[str]:
+        """A text of every row: for looking at; it is held in memory."""
+        return [value for table in self.tables for value in table[name].to_pylist()]
+
+    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """A text of every row as numbers (rows,) int32, and what they mean."""
+        known: dict[str, int] = {}
+        found = []
+        for chunk in (chunk for table in self.tables for chunk in table[name].chunks):
+            values = np.array([known.setdefault(v, len(known)) for v in chunk.dictionary.to_pylist()], np.int32)
+            found.append(values[chunk.indices.to_numpy()])
+        return np.concatenate(found) if found else np.zeros(0, np.int32), list(known)
 
 
 class Store:
-    """Sentences of tokens by (seed, step). ``tasks`` maps each stored task to its tokens, uint16 (groups, pairs, 2, N)."""
+    """Sentences of tokens by (seed, step). ``tasks`` maps each stored task to its `Rows`.
 
-    def __init__(self, folder: str | Path):
+    augmented: whether augmented copies are drawn from too.
+    """
+
+    def __init__(self, folder: str | Path, *, augmented: bool = True):
         folder = Path(folder)
         if not (folder / "store.json").is_file():
             raise FileNotFoundError(f"{folder / 'store.json'} is missing: build a store there first")
         self.meta = json.loads((folder / "store.json").read_text())
-        self.tasks: dict[str, np.ndarray] = {}
-        for name in tasks.TASKS:
-            parts = [np.load(path) for path in sorted(folder.glob(f"{name}.[0-9]*.npy"))]
-            if parts:
-                self.tasks[name] = np.concatenate(parts)
+        parts: dict[str, list[Path]] = {}
+        for path in sorted(folder.glob("*.[0-9]*.arrow")):
+            parts.setdefault(path.name.rsplit(".", 2)[0], []).append(path)
+        self.tasks = {task: rows for task, paths in parts.items() if len(rows := Rows(paths))}
         if not self.tasks:
             raise ValueError(f"{folder} holds no tokens yet: build the store first")
+        for task, rows in self.tasks.items():
+            if rows.text("tokenizer") != {self.meta["tokenizer"]}:
+                raise ValueError(f"{task} in {folder} holds tokens of {', '.join(sorted(rows.text('tokenizer')))}, the store is of "
+                                 f"{self.meta['tokenizer']}: build it anew in another folder")
+        self._groups = {task: self._grouped(rows, augmented) for task, rows in self.tasks.items()}
+
+    @staticmethod
+    def _grouped(rows: Rows, augmented: bool) -> list[np.ndarray] | None:
+        """The rows of each group; None where all are one group."""
+        copies, names = rows.codes("augmentation")
+        kept = None if augmented or set(names) <= {""} else np.flatnonzero(copies == names.index("") if "" in names else copies < 0)
+        groups, names = rows.codes("group")
+        if kept is None and len(names) == 1:
+            return None
+        kept = np.arange(len(rows)) if kept is None else kept
+        order = kept[np.argsort(groups[kept], kind="stable")]
+        return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows of each task may be drawn."""
+        return {task: len(rows) if (groups := self._groups[task]) is None else sum(map(len, groups)) for task, rows in self.tasks.items()}
 
     def batch(self, step: int, size: int, pairs: int, shares: dict[str, float], seed: int) -> tuple[Tensor, list[str]]:
         """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, and the task of each: a function of (seed, step)."""
         rng = np.random.default_rng((seed, step))
-        names = [name for name in shares if name in self.tasks]
+        names = [name for name in shares if name in self.tasks and shares[name] > 0]
         if not names:
             raise ValueError(f"none of {', '.join(shares)} is in the store (stored: {', '.join(self.tasks)}): build it with the tasks you train")
-        short = [f"{name} has {self.tasks[name].shape[1]}" for name in names if self.tasks[name].shape[1] < pairs]
-        if short:
-            raise ValueError(f"sentences of {pairs} pairs do not fit the stored groups ({', '.join(short)}): ask for fewer or build larger groups")
         weights = np.array([shares[name] for name in names])
         drawn = [str(name) for name in rng.choice(names, size, p=weights / weights.sum())]
-        rows = []
-        for name in drawn:
-            group = self.tasks[name][rng.integers(len(self.tasks[name]))]
-            if tasks.get(name).sequence:
-                first = rng.integers(len(group) - pairs + 1)
-                group = group[first : first + pairs]
-            else:
-                group = group[rng.permutation(len(group))[:pairs]]
-            rows.append(group.reshape(-1))
-        return torch.from_numpy(np.stack(rows).astype(np.int64)), drawn
+        return torch.from_numpy(np.stack([self.sentence(name, pairs, rng) for name in drawn]).astype(np.int64)), drawn
+
+    def sentence(self, task: str, pairs: int, rng: np.random.Generator) -> np.ndarray:
+        """Tokens (pairs * 2 * N,): pairs or images of one group in any order, or consecutive frames of a clip. Raises ValueError."""
+        rows, groups = self.tasks[task], self._groups[task]
+        clip = rows.pictures > 2
+        needed = 1 if clip else 2 * pairs // rows.pictures
+        members = None if groups is None else groups[rng.integers(len(groups))]
+        there = 2 * pairs if clip and rows.pictures >= 2 * pairs else rows.pictures if clip else len(rows) if members is None else len(members)
+        if there < (2 * pairs if clip else needed):
+            raise ValueError(f"sentences of {pairs} pairs do not fit {task}: a group of it has {there} of the {2 * pairs if clip else needed} "
+                             f"{'frames' if clip else 'rows'} they take; ask for fewer pairs or build larger groups")
+        chosen = rng.choice(len(rows), needed, replace=False) if members is None else rng.choice(members, needed, replace=False)
+        tokens = rows[chosen]
+        if clip:
+            first = 2 * int(rng.integers((rows.pictures - 2 * pairs) // 2 + 1))
+            tokens = tokens[:, first : first + 2 * pairs]
+        return tokens.reshape(-1)
+
+
+def export_parquet(store: str | Path, out: str | Path) -> list[Path]:
+    """The store's parts as Parquet files, texts plain (Parquet encodes them itself): `datasets.load_dataset("parquet", ..., streaming=True)`."""
+    written = []
+    for path in sorted(Path(store).glob("*.[0-9]*.arrow")):
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        plain = pa.schema([pa.field(f.name, pa.string()) if f.name in TEXTS else f for f in table.schema], table.schema.metadata)
+        target = Path(out) / f"{path.stem}.parquet"
+        with atomic(target) as temporary:
+            pq.write_table(table.cast(plain), temporary, compression="zstd")
+        written.append(target)
+    return written

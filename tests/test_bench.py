@@ -10,7 +10,8 @@ import torch
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
-NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "complete.answers",
+NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.muon",
+         "complete.answers",
          "import"}
 KEYS = {"name", "ours", "theirs", "ratio", "unit", "limit", "what"}
 
@@ -39,7 +40,7 @@ def test_a_row_is_written_and_rows_of_other_entries_are_kept(bench, capsys):
     assert json.loads(Path("runs/bench.json").read_text()) == [other, found]
     assert [path.name for path in Path("runs").iterdir()] == ["bench.json"]
     printed = capsys.readouterr()
-    assert "import" in printed.out and "threads" in printed.out and "[1/1] import" in printed.err
+    assert "import" in printed.out and "by the probe" in printed.out and "[1/1] import" in printed.err
 
 
 def test_limits_are_judged_as_each_row_says(bench):

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("paths", "files", "device", "images"),
     ("vqgan", "tokenizer", "lvm"),
-    ("world", "tasks", "augment", "datasets", "sentences", "pictures", "store", "frozen"),
+    ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "frozen"),
     ("muon", "train", "vqgan_train", "lvm_train", "prompting"),
     ("evaluate",),
     ("runs", "studies"),
@@ -165,5 +165,5 @@ def loaded(code, *names):
 def test_imports_are_light():
     heavy = ("torch", "transformers", "matplotlib", "vector_quantize_pytorch")
     assert loaded("import lvmlab", *heavy) == []
-    assert loaded("import lvmlab.sentences", *heavy) == [], "rendering workers need no torch"
+    assert loaded("import lvmlab.worlds", *heavy) == [], "rendering workers need no torch"
     assert loaded("from lvmlab import Tokenizer", *heavy) == ["torch"]

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from stores import write_store
 
 from lvmlab.device import default_device, describe
 from lvmlab.lvm import LVM, SHAPES
@@ -22,9 +23,7 @@ def store(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("store"), np.random.default_rng(0)
     images = rng.integers(0, 16, (64, 8, 4))
     pairs = np.stack([images, images + rng.integers(1, 3, (64, 1, 1)) * 8], 2).astype(np.uint16)
-    np.save(folder / "segmentation.000000.npy", pairs)
-    np.save(folder / "motion.000000.npy", np.full((4, 8, 2, 4), 5, np.uint16))
-    (folder / "store.json").write_text(json.dumps({"tokenizer": "0123456789abcdef", "world": "mini-world-v1"}))
+    write_store(folder, {"segmentation": pairs, "motion": np.full((4, 8, 2, 4), 5, np.uint16)})
     return folder
 
 

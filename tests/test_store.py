@@ -5,13 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from stores import write_part, write_store
 
+from lvmlab.datasets import Broken, paired_folder
 from lvmlab.sentences import PAIRS, sentence
-from lvmlab.store import Store, build
+from lvmlab.store import Store, build, export_parquet
 from lvmlab.tokenizer import Tokenizer
+from lvmlab.worlds import World
 
-GROUPS = {"segmentation": 3, "motion": 2}
-OPTIONS = dict(pairs=3, seed=7, workers=1, progress=False)
+OPTIONS = dict(pairs=3, seed=7, workers=1)
+WORLDS = [World("segmentation", 3, **OPTIONS), World("motion", 2, **OPTIONS)]
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +27,21 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def built(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    build(folder, tokenizer, GROUPS, **OPTIONS)
+    build(folder, tokenizer, WORLDS, progress=False)
     return folder
 
 
 @pytest.fixture
 def numbered(tmp_path):
     """A store whose every token is another number, so that each can be traced: six groups of segmentation, four clips."""
-    (tmp_path / "store.json").write_text("{}")
-    np.save(tmp_path / "segmentation.000000.npy", np.arange(4 * 16 * 2 * 4, dtype=np.uint16).reshape(4, 16, 2, 4))
-    np.save(tmp_path / "segmentation.000032.npy", 1000 + np.arange(2 * 16 * 2 * 4, dtype=np.uint16).reshape(2, 16, 2, 4))
-    np.save(tmp_path / "motion.000000.npy", 5000 + np.arange(4 * 8 * 2 * 4, dtype=np.uint16).reshape(4, 8, 2, 4))
+    write_store(tmp_path, {"segmentation": np.arange(4 * 16 * 2 * 4, dtype=np.uint16).reshape(4, 16, 2, 4),
+                           "motion": 5000 + np.arange(4 * 8 * 2 * 4, dtype=np.uint16).reshape(4, 8, 2, 4)})
+    write_part(tmp_path / "segmentation.000032.arrow", 1000 + np.arange(2 * 16 * 2 * 4, dtype=np.uint16).reshape(2, 16, 2, 4), first=4)
     return Store(tmp_path)
+
+
+def every(rows):
+    return rows[np.arange(len(rows))]
 
 
 def snapshot(folder):
@@ -43,50 +50,111 @@ def snapshot(folder):
 
 def test_tokens_are_those_of_the_sentences(built, tokenizer):
     store = Store(built)
-    assert store.meta["tokenizer"] == tokenizer.fingerprint and store.meta["seed"] == 7
-    assert store.tasks["segmentation"].shape == (3, 3, 2, 64) and store.tasks["motion"].shape == (2, PAIRS, 2, 64)
+    assert store.meta["tokenizer"] == tokenizer.fingerprint and store.meta["tasks"]["motion"]["seed"] == 7
+    assert every(store.tasks["segmentation"]).shape == (9, 2, 64) and every(store.tasks["motion"]).shape == (2, 2 * PAIRS, 64)
+    assert store.counts() == {"segmentation": 9, "motion": 2}
     for task, index, pairs in (("segmentation", 2, 3), ("motion", 1, PAIRS)):
-        pictures = sentence(task, "train", index, seed=7, pairs=pairs).pictures()
-        tokens = tokenizer.encode(torch.from_numpy(pictures).movedim(-1, 1).float() / 255).numpy()
-        stored = store.tasks[task][index].reshape(2 * pairs, 64)
+        found = sentence(task, "train", index, seed=7, pairs=pairs)
+        tokens = tokenizer.encode(torch.from_numpy(found.pictures()).movedim(-1, 1).float() / 255).numpy()
+        where = [6, 7, 8] if task == "segmentation" else [1]
+        stored = store.tasks[task][np.array(where)].reshape(2 * pairs, 64)
         # another batch size rounds otherwise, which may move a token that lies between two codes
         assert (tokens == stored).mean() > 0.98
         assert stored.max() < tokenizer.codebook_size
+        if task == "segmentation":
+            assert store.tasks[task].column("source")[6:9] == [pair.source for pair in found.pairs]
+            assert set(store.tasks[task].column("augmentation")) == {""} and set(store.tasks[task].column("split")) == {"train"}
 
 
 def test_resuming_gives_the_same_tokens(built, tokenizer):
     before = snapshot(built)
-    (built / "segmentation.000000.npy").unlink()
-    build(built, tokenizer, GROUPS, **OPTIONS)
+    (built / "segmentation.000000.arrow").unlink()
+    build(built, tokenizer, WORLDS, progress=False)
     assert snapshot(built) == before
 
 
 def test_a_store_grows(tokenizer, tmp_path):
-    build(tmp_path, tokenizer, {"segmentation": 1}, **OPTIONS)
-    first = Store(tmp_path).tasks["segmentation"]
-    build(tmp_path, tokenizer, {"segmentation": 2}, **OPTIONS)
-    grown = Store(tmp_path).tasks["segmentation"]
-    assert len(grown) == 2
-    assert (grown[0] == first[0]).mean() > 0.98
+    build(tmp_path, tokenizer, [World("segmentation", 1, **OPTIONS)], progress=False)
+    first = every(Store(tmp_path).tasks["segmentation"])
+    build(tmp_path, tokenizer, [World("segmentation", 2, **OPTIONS)], progress=False)
+    grown = every(Store(tmp_path).tasks["segmentation"])
+    assert len(grown) == 6
+    assert (grown[:3] == first).mean() > 0.98
+
+
+def test_ranks_share_the_parts(tokenizer, tmp_path):
+    readers = [World("segmentation", 66, pairs=1, workers=1)]
+    for rank in (1, 0):
+        build(tmp_path, tokenizer, readers, rank=rank, ranks=2, progress=False)
+        assert len(list(tmp_path.glob("*.arrow"))) == (1 if rank else 3)
+    assert len(Store(tmp_path).tasks["segmentation"]) == 66
 
 
 def test_another_tokenizer_seed_or_split_is_refused_and_nothing_overwritten(built, tokenizer):
     before = snapshot(built)
     other = Tokenizer.from_preset("mini", seed=1, device="cpu")
     with pytest.raises(ValueError, match=f"{tokenizer.fingerprint}.*{other.fingerprint}.*another folder"):
-        build(built, other, GROUPS, **OPTIONS)
+        build(built, other, WORLDS, progress=False)
     for option, value in (("seed", 8), ("split", "val"), ("pairs", 4)):
-        with pytest.raises(ValueError, match=f"{option}: "):
-            build(built, tokenizer, GROUPS, **OPTIONS | {option: value})
+        with pytest.raises(ValueError, match=f"segmentation's {option}: "):
+            build(built, tokenizer, [World("segmentation", 3, **OPTIONS | {option: value})], progress=False)
     assert snapshot(built) == before
+
+
+def test_a_part_of_another_tokenizer_is_refused(tmp_path):
+    write_store(tmp_path, {"segmentation": np.zeros((2, 16, 2, 4), np.uint16)})
+    (tmp_path / "store.json").write_text(json.dumps({"tokenizer": "fedcba9876543210", "tokens": 4, "tasks": {}}))
+    with pytest.raises(ValueError, match="tokens of 0123456789abcdef, the store is of fedcba9876543210"):
+        Store(tmp_path)
 
 
 def test_a_missing_or_empty_store_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="store.json is missing: build"):
         Store(tmp_path / "nowhere")
-    (tmp_path / "store.json").write_text(json.dumps({"seed": 1}))
+    (tmp_path / "store.json").write_text(json.dumps({"tokenizer": "1"}))
     with pytest.raises(ValueError, match="no tokens yet"):
         Store(tmp_path)
+
+
+def test_a_users_folder_becomes_sentences_with_copies(tokenizer, tmp_path):
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    for i in range(5):
+        for name in (f"{i}.png", f"{i}-label.png"):
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (70, 90, 3), np.uint8)).save(pairs / name)
+    (pairs / "lonely.png").write_bytes((pairs / "0.png").read_bytes())
+    with pytest.raises(Broken, match="lonely.png"):
+        build(tmp_path / "store", tokenizer, [paired_folder(pairs, "mine")], progress=False)
+    reader = paired_folder(pairs, "mine")
+    build(tmp_path / "store", tokenizer, [reader], copies=2, tolerate=0.2, progress=False)
+    assert "1 broken" in str(reader.report)
+    store = Store(tmp_path / "store")
+    assert store.counts() == {"mine": 15} and Store(tmp_path / "store", augmented=False).counts() == {"mine": 5}
+    assert store.tasks["mine"].column("augmentation")[:3] == ["", "copy 1", "copy 2"]
+    tokens, _ = store.batch(0, 2, 4, {"mine": 1.0}, seed=0)
+    assert tokens.shape == (2, 4 * 2 * 64)
+    with pytest.raises(ValueError, match="do not fit mine: a group of it has 15 of the 16 rows"):
+        store.batch(0, 2, 16, {"mine": 1.0}, seed=0)
+
+
+def test_copies_of_mini_world_keep_their_labels_colours(tokenizer, tmp_path):
+    (found,) = [list(World("segmentation", 1, pairs=2, workers=1).rows(64, copies=3))]
+    assert [copy for copy, _ in found] == [0, 0, 1, 2, 3, 1, 2, 3]
+    plain, copied = found[0][1].pictures, found[2][1].pictures
+    colours = {tuple(c) for c in plain[1].reshape(-1, 3)}
+    assert (plain[0] != copied[0]).any() and {tuple(c) for c in copied[1].reshape(-1, 3)} <= colours
+    drawn = dict(World("pose", 1, pairs=1, workers=1).rows(64, copies=2))
+    assert all((drawn[c].pictures[1] > 0).any() for c in drawn) and drawn[1].pictures.shape == (2, 64, 64, 3)
+
+
+def test_parquet_is_what_datasets_streams(built, tmp_path):
+    from datasets import load_dataset
+
+    store, files = Store(built), export_parquet(built, tmp_path)
+    assert [f.name for f in files] == ["motion.000000.parquet", "segmentation.000000.parquet"]
+    rows = list(load_dataset("parquet", data_files=str(files[1]), streaming=True, split="train", cache_dir=str(tmp_path / "cache")))
+    assert (np.array([r["tokens"] for r in rows]) == every(store.tasks["segmentation"]).reshape(9, -1)).all()
+    assert [r["source"] for r in rows] == store.tasks["segmentation"].column("source")
 
 
 def test_a_batch_is_a_function_of_seed_and_step(numbered):
@@ -102,7 +170,7 @@ def test_a_batch_is_a_function_of_seed_and_step(numbered):
 
 def test_pairs_of_a_sentence_come_from_one_group_in_any_order(numbered):
     tokens, drawn = numbered.batch(0, 40, 8, {"segmentation": 1.0}, seed=0)
-    groups = numbered.tasks["segmentation"]
+    groups = every(numbered.tasks["segmentation"]).reshape(6, 16, 2, 4)
     assert groups.shape == (6, 16, 2, 4) and set(drawn) == {"segmentation"}
     seen, ordered = set(), 0
     for row in tokens.numpy().reshape(40, 8, 2, 4):
@@ -117,7 +185,7 @@ def test_pairs_of_a_sentence_come_from_one_group_in_any_order(numbered):
 
 def test_clips_keep_their_order(numbered):
     tokens, drawn = numbered.batch(0, 40, 5, {"motion": 1.0}, seed=0)
-    clips = numbered.tasks["motion"]
+    clips = every(numbered.tasks["motion"]).reshape(4, 8, 2, 4)
     starts = set()
     for row in tokens.numpy().reshape(40, 5, 2, 4):
         clip, first = np.argwhere((clips == row[0]).all((2, 3)))[0]

@@ -26,10 +26,10 @@ class Pose(Task):
 
     def pair(self, sources, split, size, encoding, rng) -> Pair:
         scene = scenes.body_scene(sources, split, size, rng)
-        label = self._draw(scene.keypoints, size, encoding)
+        label = self.draw(scene.keypoints, size, encoding)
         return Pair(to_uint8(scene.image), label, {"keypoints": scene.keypoints, "box": scene.box}, scene.body)
 
-    def _draw(self, keypoints, size, encoding):
+    def draw(self, keypoints, size, encoding):
         return skeleton.draw(keypoints, size, encoding.option("palette"), encoding.option("ground"))
 
     def read(self, answers: np.ndarray, encodings: list[Encoding]) -> np.ndarray:
@@ -52,6 +52,6 @@ class Pose(Task):
         boxes = np.mean([pair.truth["box"] for pair in examples], 0)
         return {  # the query is no drawing of a skeleton, so copying it is no answer
             "last label": examples[-1].label,
-            "constant": self._draw(boxes[:2] + mean * (boxes[2:] - boxes[:2]), size, encoding),
-            "mean skeleton": self._draw(box[:2] + mean * (box[2:] - box[:2]), size, encoding),
+            "constant": self.draw(boxes[:2] + mean * (boxes[2:] - boxes[:2]), size, encoding),
+            "mean skeleton": self.draw(box[:2] + mean * (box[2:] - box[:2]), size, encoding),
         }

@@ -22,8 +22,8 @@ from lvmlab.files import atomic
 from lvmlab.lvm_train import SHARES
 from lvmlab.plots.scores import text
 from lvmlab.sentences import PAIRS
-from lvmlab.store import _pictures
 from lvmlab.world import SIZE
+from lvmlab.worlds import render as rendered
 
 OUT = Path("runs/bench.json")
 ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.muon",
@@ -38,15 +38,15 @@ def render():
     jobs = []
     for task, share in SHARES.items():
         length = PAIRS if tasks.get(task).sequence else GROUP
-        jobs += [(task, "train", i, 1000, length, SIZE) for i in range(max(1, round(share * RENDERED / length)))]
+        jobs += [(task, "train", i, 1000, length, SIZE, 0) for i in range(max(1, round(share * RENDERED / length)))]
     jobs = [jobs[i] for i in np.random.default_rng(0).permutation(len(jobs))]
     pairs = sum(job[4] for job in jobs)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         warm: set[int] = set()
         while len(warm) < 2:  # one worker may have done all before the other was up
             warm |= set(pool.map(rendered_by, jobs[:8]))
-        two = lambda: list(pool.map(_pictures, jobs, chunksize=4))  # noqa: E731
-        one = lambda: [_pictures(job) for job in jobs]  # noqa: E731
+        two = lambda: list(pool.map(rendered, jobs, chunksize=4))  # noqa: E731
+        one = lambda: [rendered(job) for job in jobs]  # noqa: E731
         taken = interleaved("world.render", {"two": two, "one": one}, REPEATS["world.render"])
     what = (f"{pairs} training pairs of {', '.join(SHARES)} in the shares of lvm_train: a warm pool of 2 spawned processes, as lvmlab.store has "
             f"it, against this process alone, best of {REPEATS['world.render']}; the limit is on ours, in pairs/s, not on the ratio")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm.auto import tqdm
 
-from lvmlab.device import default_device, precision
+from lvmlab.device import default_device, describe, precision
 
 ENTRIES: dict[str, Callable[[], Iterator["Row"]]] = {}
 JUDGED = {  # how a row is held to its limit
@@ -85,9 +85,9 @@ def interleaved(desc: str, calls: dict[str, Callable[[], object]], repeats: int,
 
 def rendered_by(job: tuple) -> int:
     """Renders a job of lvmlab.store and returns the process that did: shows which workers of a pool are warm."""
-    from lvmlab.store import _pictures
+    from lvmlab.worlds import render as rendered
 
-    _pictures(job)
+    rendered(job)
     return os.getpid()
 
 
@@ -105,5 +105,4 @@ def median(values: list[float]) -> float:
 def where() -> str:
     """What a figure hangs on: device, precision, torch, threads."""
     device = default_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name}, {precision('auto', device)} by the probe, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return f"{describe(device)}, {precision('auto', device)} by the probe, torch {torch.__version__}"
