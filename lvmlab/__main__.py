@@ -10,6 +10,9 @@ import tyro
 MODELS = ("mini-teacher", "mini-student")
 
 
+Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
+
+
 def _fail(error: Exception):
     sys.exit(f"lvmlab: {error}")
 
@@ -120,7 +123,7 @@ def evaluate(
 
 
 def train_tokenizer(
-    folder: Path, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3, start: Path | None = None
+    folder: Folder, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3, start: Path | None = None
 ) -> None:
     """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.vqgan_train.export_tokenizer.
 
@@ -142,7 +145,7 @@ def train_tokenizer(
 
 
 def train(
-    folder: Path, shape: str = "mini-student", steps: int = 6000, lr: float = 3e-3, groups: int = 1200, start: Path | None = None,
+    folder: Folder, shape: str = "mini-student", steps: int = 6000, lr: float = 3e-3, groups: int = 1200, start: Path | None = None,
     compiled: bool = False,
 ) -> None:  # fmt: skip
     """Trains an LVM on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.lvm_train.export_lvm.
@@ -169,7 +172,55 @@ def train(
               codebook=None if start else tokenizer.net.quantize.table().cpu(), start=start, compiled=compiled)
 
 
-def runs(action: Literal["list", "show", "promote", "prune"] = "list", name: str = "") -> None:
+def tokenize(
+    folder: Folder, root: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ROOT")]],
+    reader: Literal["pairs", "coco-pose", "sa1b", "rain13k", "gopro", "clips", "images", "pascal5i"] = "pairs", *,
+    task: str | None = None, annotations: Path | None = None, split: str | None = None, fold: int = 0, tokenizer: str = "mini", copies: int = 0,
+    tolerate: float = 0.01, parquet: Path | None = None,
+) -> None:  # fmt: skip
+    """Tokenises a data set into the store FOLDER; goes on where it was stopped; under `accelerate launch` each process does its own parts.
+
+    Args:
+        folder: of the store.
+        root: of the data set, in its own layout (see lvmlab.datasets).
+        reader: which data set it is; pairs is any folder of paired images.
+        task: its name in the store; the reader's own by default.
+        annotations: COCO's json.
+        split: a name for it, and for images and pascal5i the part that is read.
+        fold: of Pascal-5i, 0 to 3.
+        tokenizer: a shipped name, a folder or a hub id.
+        copies: augmented copies beside each row.
+        tolerate: the share of broken members that is passed over.
+        parquet: also write the store's parts as Parquet files to this folder.
+    """
+    from accelerate import PartialState
+
+    from lvmlab import datasets as ds
+    from lvmlab.store import Store, build, export_parquet
+    from lvmlab.tokenizer import Tokenizer
+
+    if reader == "coco-pose" and annotations is None:
+        raise ValueError("coco-pose needs --annotations person_keypoints_....json")
+    named = {"split": split} if split else {}
+    found = {
+        "pairs": lambda: ds.paired_folder(root, **named), "coco-pose": lambda: ds.coco_pose(root, annotations, **named),
+        "sa1b": lambda: ds.sa1b(root, **named), "rain13k": lambda: ds.rain13k(root, **named), "gopro": lambda: ds.gopro(root, **named),
+        "clips": lambda: ds.clips(root, **named), "images": lambda: ds.image_folder(root, **named),
+        "pascal5i": lambda: ds.pascal5i(root, fold, **named),
+    }[reader]()  # fmt: skip
+    found.task = task or found.task
+    state, speaker = PartialState(), Tokenizer.from_pretrained(tokenizer)
+    build(folder, speaker, [found], copies=copies, tolerate=tolerate, rank=state.process_index, ranks=state.num_processes,
+          progress=state.is_main_process)  # fmt: skip
+    print(f"process {state.process_index}: {found.report}")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        print(f"{folder} holds " + ", ".join(f"{count} rows of {name}" for name, count in Store(folder).counts().items()))
+        if parquet:
+            print(f"wrote {len(export_parquet(folder, parquet))} files to {parquet}")
+
+
+def runs(action: tyro.conf.Positional[Literal["list", "show", "promote", "prune"]] = "list", name: tyro.conf.Positional[str] = "") -> None:
     """Lists, shows, promotes to the shipped ones, or prunes stored runs.
 
     Args:
@@ -205,7 +256,7 @@ def bench(names: tuple[str, ...] = ()) -> None:
 
 
 def main() -> None:
-    commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, train_tokenizer, train, runs, bench)}
+    commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, tokenize, train_tokenizer, train, runs, bench)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="lvmlab", description="A workbench for autoregressive large vision models.")
     except (ValueError, FileNotFoundError, RuntimeError) as error:

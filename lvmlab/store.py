@@ -42,17 +42,17 @@ class Readable(Protocol):
 
 
 def build(
-    folder: str | Path, tokenizer: Tokenizer, readers: Iterable[Readable], *, copies: int = 0, tolerate: float = 0.01, rank: int = 0, ranks: int = 1,
-    progress: bool = True,
+    folder: str | Path, tokenizer: Tokenizer, readers: Iterable[Readable], *, copies: int | dict[str, int] = 0, tolerate: float = 0.01,
+    rank: int = 0, ranks: int = 1, progress: bool = True,
 ) -> None:  # fmt: skip
     """Reads and tokenises every member of the readers; goes on where it stopped, each rank with its own parts.
 
-    copies: augmented copies beside each row. tolerate: the share of a part's members that may be broken.
+    copies: augmented copies beside each row, of all or by task. tolerate: the share of a part's members that may be broken.
     Raises ValueError where the folder holds the tokens of another tokenizer or another origin of the same task.
     """
     folder, readers = Path(folder), list(readers)
-    folder.mkdir(parents=True, exist_ok=True)
-    _agree(folder, tokenizer, {r.task: {**getattr(r, "origin", {}), "copies": copies} for r in readers}, write=rank == 0)
+    copies = copies if isinstance(copies, dict) else {reader.task: copies for reader in readers}
+    agree(folder, tokenizer, {r.task: {**getattr(r, "origin", {}), "copies": copies.get(r.task, 0)} for r in readers}, write=rank == 0)
     with ThreadPoolExecutor(1) as ahead:  # pictures are read while others are encoded
         for reader in readers:
             parts = [range(first, min(first + SHARD, len(reader.members))) for first in range(0, len(reader.members), SHARD)][rank::ranks]
@@ -60,7 +60,7 @@ def build(
             bar = tqdm(total=len(parts), initial=len(parts) - len(todo), desc=f"tokenise {reader.task}", disable=not progress)
 
             def read(part: range, reader=reader) -> list[tuple[int, Row]]:
-                return list(reader.rows(tokenizer.size, copies=copies, tolerate=tolerate, part=part))
+                return list(reader.rows(tokenizer.size, copies=copies.get(reader.task, 0), tolerate=tolerate, part=part))
 
             coming = [ahead.submit(read, part) for part in todo[:1]]
             for part, after in itertools.zip_longest(todo, todo[1:]):
@@ -101,7 +101,9 @@ def save_table(path: Path, tokens: np.ndarray, texts: dict[str, list[str]], meta
         file.write_table(table)
 
 
-def _agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: bool) -> None:
+def agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: bool = True) -> None:
+    """Makes ``store.json``, or holds it against this tokenizer and the tasks' origins. Raises ValueError where they differ."""
+    folder.mkdir(parents=True, exist_ok=True)
     path, mine = folder / "store.json", {"tokenizer": tokenizer.fingerprint, "tokens": tokenizer.tokens}
     theirs = json.loads(path.read_text()) if path.exists() else {**mine, "tasks": {}}
     differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
@@ -126,7 +128,7 @@ class Rows:
         tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
         self.tables = [table for table in tables if len(table)] or tables[:1]
         self.pictures = int(self.tables[0].schema.metadata[b"pictures"])
-        width = self.tables[0].schema.field("tokens").type.list_size
+        self.length = width = self.tables[0].schema.field("tokens").type.list_size  # tokens a row
         self.parts = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for t in self.tables for chunk in t["tokens"].chunks]
         self.starts = np.cumsum([0, *map(len, self.parts)])
         self.width = width // self.pictures  # tokens a picture

@@ -14,7 +14,7 @@ def lvmlab(*words: str, **options):
 
 def test_help_names_every_command():
     text = lvmlab("--help").stdout
-    for command in ("demo", "prompt", "evaluate", "train-tokenizer", "train", "runs", "bench"):
+    for command in ("demo", "prompt", "evaluate", "tokenize", "train-tokenizer", "train", "runs", "bench"):
         assert command in text
 
 
@@ -23,6 +23,28 @@ def test_errors_are_one_line_that_names_the_culprit(tmp_path):
     assert found.returncode != 0 and "pairs" in found.stderr and "Traceback" not in found.stderr
     found = lvmlab("runs", "show", "nothing-like-it")
     assert found.returncode != 0 and "nothing-like-it" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_folder_of_pairs_becomes_a_store_and_goes_on(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "pairs").mkdir()
+    for i in range(3):
+        for name in (f"{i}.png", f"{i}-label.png"):
+            Image.new("RGB", (90, 70), (40 * i, 100, 200)).save(tmp_path / "pairs" / name)
+    for _ in range(2):
+        found = lvmlab("tokenize", str(tmp_path / "store"), str(tmp_path / "pairs"), "--task", "mine", "--parquet", str(tmp_path / "parquet"))
+        assert found.returncode == 0, found.stderr
+        assert "holds 3 rows of mine" in found.stdout and (tmp_path / "parquet" / "mine.000000.parquet").is_file()
+    assert "0 members" in found.stdout, "what is there is not read again"
+    found = lvmlab("tokenize", str(tmp_path / "other"), str(tmp_path / "nowhere"))
+    assert found.returncode != 0 and "nowhere is no folder" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_folders_and_runs_are_named_without_flags():
+    for command in ("train", "train-tokenizer"):
+        found = lvmlab(command, "--help")
+        assert f"lvmlab {command} [-h]" in found.stdout and "FOLDER" in found.stdout.split("options")[0]
 
 
 def test_a_prompt_of_picture_files_is_answered(tmp_path):
