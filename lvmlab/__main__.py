@@ -220,12 +220,14 @@ def tokenize(
             print(f"wrote {len(export_parquet(folder, parquet))} files to {parquet}")
 
 
-def runs(action: tyro.conf.Positional[Literal["list", "show", "promote", "prune"]] = "list", name: tyro.conf.Positional[str] = "") -> None:
-    """Lists, shows, promotes to the shipped ones, or prunes stored runs.
+def runs(
+    action: tyro.conf.Positional[Literal["list", "show", "recompute", "promote", "prune"]] = "list", name: tyro.conf.Positional[str] = ""
+) -> None:
+    """Lists, shows, computes again, promotes to the shipped ones, or prunes stored runs.
 
     Args:
         action: what to do.
-        name: of the run, for show and promote; an unambiguous beginning will do.
+        name: of the run, for show, recompute and promote; an unambiguous beginning will do.
     """
     from lvmlab import runs as store
 
@@ -234,6 +236,11 @@ def runs(action: tyro.conf.Positional[Literal["list", "show", "promote", "prune"
             print(f"{row['name']:40} {row['where']:8} {row['seconds']:>9.1f} s  {row['bytes'] / 1024:7.1f} KiB  commit {row['commit']}")
     elif action == "show":
         print(json.dumps(store.load(name), indent=1))
+    elif action == "recompute":
+        from lvmlab import studies
+
+        found = store.recompute(name, studies.of(store.load(name)["study"]).compute)
+        print(f"computed {found['name']} in {found['seconds']:.0f} s; `runs promote {found['name']}` ships it")
     elif action == "promote":
         print(f"wrote {store.promote(name)}")
     else:

@@ -126,6 +126,25 @@ def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: i
     return torch.cat(found)
 
 
+@torch.inference_mode()
+def answer_loss(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 32) -> np.ndarray:
+    """Cross entropy of the true answer's tokens after the prompt, in nats a token, of each sentence: (B,)."""
+    lvm.check_fits(tokenizer)
+    found, n = [], tokenizer.tokens
+    for first in range(0, len(sentences), batch):
+        part = sentences[first : first + batch]
+        tokens = tokenizer.encode(from_uint8(np.concatenate([s.pictures() for s in part]))).view(len(part), -1).to(lvm.device)
+        logits = lvm.llama.lm_head(lvm.hidden(tokens[:, :-1])[:, -n:]).float()  # (B, n, codes)
+        found.append(torch.nn.functional.cross_entropy(logits.mT, tokens[:, -n:].long(), reduction="none").mean(1).cpu())
+    return torch.cat(found).numpy()
+
+
+def perplexities(losses: np.ndarray) -> dict[str, float]:
+    """`answer_loss` in both published measures: DeLVM's, exp of the mean over all tokens, and LVM's, the mean over sentences of exp."""
+    mean = losses.mean()
+    return {"cross entropy": float(mean), "perplexity (DeLVM)": float(np.exp(mean)), "perplexity (LVM)": float(np.exp(losses).mean())}
+
+
 def picture(tokenizer: Tokenizer, tokens: torch.Tensor) -> np.ndarray:
     """Answers (B, answers, N) as one picture each, their mean, uint8 (B, S, S, 3): of all pictures the nearest to what the model expects.
 

@@ -5,6 +5,7 @@ little, one of an answer weighs fully. A short context first and the full one la
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvmlab import tasks
-from lvmlab.lvm import LVM
+from lvmlab.lvm import LVM, Shape
+from lvmlab.mixture import Mixture
 from lvmlab.store import Store
 from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
 
@@ -28,7 +29,7 @@ class Recipe:
 
     image_weight: of the tokens of inputs. answer_weights: of the answers of the tasks it names, 1 for the others.
     noise: the share of answers that are read disturbed, see `disturb`. grid_start: see `LVM.start_from_grid`.
-    shares: of the tasks among the sentences.
+    mixture: which task a sentence is of, see `lvmlab.mixture`.
     """
 
     tokens: int = 4096
@@ -37,7 +38,7 @@ class Recipe:
     answer_weights: dict[str, float] = field(default_factory=lambda: dict(NATURAL))
     noise: float = 0.8
     grid_start: bool = True
-    shares: dict[str, float] = field(default_factory=lambda: dict(SHARES))
+    mixture: Mixture = Mixture("resampled", weights=SHARES)
 
     def __post_init__(self):
         object.__setattr__(self, "phases", tuple(tuple(p) for p in self.phases))
@@ -48,20 +49,19 @@ class Recipe:
             raise ValueError(f"Recipe.noise={self.noise!r}: give a share from 0 to 1")
         if not 0 <= self.image_weight:
             raise ValueError(f"Recipe.image_weight={self.image_weight!r}: give 0 or more")
-        for name in ("shares", "answer_weights"):
-            unknown = set(getattr(self, name)) - set(tasks.TASKS)
-            if unknown:
-                raise ValueError(f"Recipe.{name} names {', '.join(sorted(unknown))}: choose from {', '.join(tasks.TASKS)}")
 
     def pairs(self, step: int, steps: int) -> int:
         return next(pairs for end, pairs in self.phases if step < end * steps or end == 1.0)
 
 
-def weights(names: list[str], pairs: int, tokens: int, recipe: Recipe) -> Tensor:
-    """(B, pairs * 2 * tokens): the recipe's weights of answers and inputs; in a clip all frames after two are answers."""
+def weights(names: list[str], pairs: int, tokens: int, recipe: Recipe, pictures: dict[str, int]) -> Tensor:
+    """(B, pairs * 2 * tokens): the recipe's weights of answers and inputs. pictures: in a row of each task, see `lvmlab.store.Rows`.
+
+    In a clip all frames after two are answers; of single images, which answer nothing, all weigh fully.
+    """
     rows = torch.full((len(names), pairs, 2), recipe.image_weight)
     for row, name in zip(rows, names, strict=True):
-        answers = row[1:] if tasks.get(name).sequence else row[:, 1]
+        answers = row[:, 1] if pictures[name] == 2 else row[1:] if pictures[name] > 2 else row
         answers[:] = recipe.answer_weights.get(name, 1.0)
     return rows.flatten(1).repeat_interleave(tokens, 1)
 
@@ -89,22 +89,25 @@ def disturb(tokens: Tensor, pairs: int, share: float, rng: np.random.Generator) 
 
 
 def train_lvm(
-    store: str | Path, folder: str | Path, *, shape: str, config: TrainConfig, recipe: Recipe | None = None, tokens_per_image: int = 64,
-    codebook: Tensor | None = None, start: str | Path | None = None, on_log: Callable[[dict], None] | None = None,
+    store: str | Path, folder: str | Path, *, shape: str | Shape, config: TrainConfig, recipe: Recipe | None = None, tokens_per_image: int = 64,
+    codebook: Tensor | None = None, start: str | Path | None = None, on_log: Callable[[dict, LVM], None] | None = None,
     compiled: bool = False, budget_s: float | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
-    """Trains an LVM of a named shape on a token store and returns the log; resumes from ``folder``.
+    """Trains an LVM of a shape on a token store and returns the log; resumes from ``folder``, where `load_lvm` then finds the model.
 
     codebook: (K, D), the tokenizer's: embedding and head start from it (`LVM.start_from_codebook`).
     start: the folder of an earlier training, or of a pretrained model, of the same shape to go on from, with a fresh optimiser and
         sentences that no stage before has seen in this order.
+    on_log: called with each record, to which it may add, and the model as it is then.
     compiled: each layer under torch.compile: 1.3 times as fast on a CPU with bf16 units, but it wants a C++ compiler and half a minute.
     """
-    recipe, data = recipe or Recipe(), Store(store)
+    recipe = recipe or Recipe()
+    data = Store(store, copies=recipe.mixture.most_copies)
+    counts, pictures, drawn = data.counts(), {task: rows.pictures for task, rows in data.tasks.items()}, Counter()
     model = LVM.from_shape(shape, seed=config.seed)
     longest = max(pairs for _, pairs in recipe.phases)
     if longest * 2 * tokens_per_image > model.context:
-        raise ValueError(f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, {shape} reads {model.context}: at most "
+        raise ValueError(f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, the model reads {model.context}: at most "
                          f"{model.context // (2 * tokens_per_image)} pairs in Recipe.phases")
     if codebook is not None:
         model.start_from_codebook(codebook, seed=config.seed)
@@ -121,19 +124,28 @@ def train_lvm(
             layer.compile(dynamic=False)
 
     def batch(number: int) -> dict:
-        pairs = recipe.pairs(number // config.accumulation, config.steps)
+        step = number // config.accumulation
+        pairs = recipe.pairs(step, config.steps)
         size = max(1, recipe.tokens // (config.accumulation * pairs * 2 * tokens_per_image))
-        tokens, names = data.batch(number, size, pairs, recipe.shares, seed)
+        tokens, names = data.batch(number, size, pairs, recipe.mixture.shares(counts, step, config.steps), seed)
         read = disturb(tokens, pairs, recipe.noise, np.random.default_rng((seed, number, 1)))
-        return {"tokens": tokens, "read": read, "weights": weights(names, pairs, tokens_per_image, recipe)}
+        return {"tokens": tokens, "read": read, "weights": weights(names, pairs, tokens_per_image, recipe, pictures), "tasks": names}
 
     def loss(model, batch: dict) -> tuple[Tensor, dict[str, float]]:
+        drawn.update(batch["tasks"])
         value = model(batch["tokens"], batch["weights"], read=batch["read"], return_loss=True)
         return value, {"items": float(batch["tokens"].numel())}
 
-    identity = {"shape": shape, "recipe": asdict(recipe), "store": data.meta, "codebook": codebook is not None}
+    def log(record: dict) -> None:
+        record["shares"] = {task: round(count / drawn.total(), 4) for task, count in sorted(drawn.items())}  # realised since the last record
+        drawn.clear()
+        if on_log:
+            on_log(record, model)
+
+    named = shape if isinstance(shape, str) else asdict(shape)
+    identity = {"shape": named, "recipe": asdict(recipe), "store": data.meta, "codebook": codebook is not None}
     identity |= {"stages": before} if start else {}
-    return train(model, batch, loss, config, folder, on_log, identity=identity, budget_s=budget_s, progress=progress)
+    return train(model, batch, loss, config, folder, log, identity=identity, budget_s=budget_s, progress=progress)
 
 
 def stages(folder: str | Path) -> list[dict]:
@@ -149,13 +161,21 @@ def stages(folder: str | Path) -> list[dict]:
     return [*more.get("stages", []), own]
 
 
+def load_lvm(folder: str | Path) -> LVM:
+    """The model of a training folder's latest checkpoint, on the CPU. Raises TrainingError where there is none."""
+    checkpoint = load_checkpoint(folder)
+    shape = checkpoint["identity"]["more"]["shape"]
+    model = LVM.from_shape(shape if isinstance(shape, str) else Shape(**shape))
+    model.load_state_dict(checkpoint["model"])
+    return model.eval()
+
+
 def export_lvm(folder: str | Path, out: str | Path) -> LVM:
     """The latest checkpoint of a training folder as a pretrained model in ``out``: weights, configuration, log, card."""
     checkpoint, log = load_checkpoint(folder), read_log(folder)
     identity = checkpoint["identity"]
     more = identity["more"]
-    model = LVM.from_shape(more["shape"])
-    model.load_state_dict(checkpoint["model"])
+    model = load_lvm(folder)
     model.config.training = {k: v for k, v in identity.items() if k != "more"} | more | {"stages": stages(folder)}
     thinned = log[:: max(1, len(log) // 200)] + log[-1:]
     model.save_pretrained(out, tokenizer_fingerprint=more["store"]["tokenizer"], log=thinned, card=card(model))
@@ -171,6 +191,8 @@ def card(model: LVM) -> str:
     """The model card: what it is, what it was trained on and for how long."""
     training, name = model.config.training, model.shape
     made = training["stages"]
+    mixture = training["recipe"].get("mixture", {})
+    shares = training["recipe"].get("shares") or mixture.get("weights") or mixture["scheme"]
     devices = ", ".join(dict.fromkeys(stage["device"] for stage in made))
     tokens, hours = (sum(stage[k] for stage in made) for k in ("tokens", "hours"))
     staged = f", in {len(made)} stages (log.json is the last one's)" if len(made) > 1 else ""
@@ -188,6 +210,6 @@ tokens in {hours:.1f} hours on {devices}{staged}; last training loss {made[-1]["
     from lvmlab import LVM, Tokenizer
     lvm, tokenizer = LVM.from_pretrained("{name}"), Tokenizer.from_pretrained("mini")
 
-Trained tasks and their shares: {json.dumps(training["recipe"]["shares"])}. What it scores: `python -m lvmlab evaluate`.
+Trained tasks and their shares: {json.dumps(shares)}. What it scores: `python -m lvmlab evaluate`.
 It knows 64 px scenes of mini-world and little else. Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`.
 """

@@ -18,11 +18,16 @@ SCHEMES = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """A balancing scheme. weights: {task: weight} of the tasks that are drawn at all. temperature: 1 natural, infinite even."""
+    """A balancing scheme.
+
+    weights: {task: weight} of the tasks that are drawn at all. temperature: 1 natural, infinite even. copies: so many augmented
+    copies of a row are drawn from, None all that are stored. replay: see SCHEMES.
+    """
 
     scheme: str = "natural"
     weights: dict[str, float] | None = None
     temperature: float = 1.0
+    copies: int | None = None
     order: tuple[str, ...] = ()
     replay: float = 0.0
 
@@ -35,6 +40,7 @@ class Mixture:
                         "weights of 0 or more, one above, to resampled or mixture alone"),
             "temperature": (self.temperature == 1 or resampled and self.temperature > 0 and self.weights is None,
                             "a number over 0, to resampled or mixture alone, instead of weights"),
+            "copies": (self.copies is None or self.augmented and self.copies >= 1, "at least 1, or None for all, to augmented or mixture alone"),
             "order": (bool(self.order) == ordered and len(set(self.order)) == len(self.order), "each task once, to sequential or replay alone"),
             "replay": (0 < self.replay < 1 if self.scheme == "replay" else self.replay == 0, "a share between 0 and 1, to replay alone"),
         }  # fmt: skip
@@ -46,6 +52,11 @@ class Mixture:
     def augmented(self) -> bool:
         """Whether augmented copies are drawn from."""
         return self.scheme in ("augmented", "mixture")
+
+    @property
+    def most_copies(self) -> int | None:
+        """What `lvmlab.store.Store` takes as its ``copies``."""
+        return self.copies if self.augmented else 0
 
     def shares(self, counts: dict[str, int], step: int = 0, steps: int = 1) -> dict[str, float]:
         """{task: share} of the sentences of ``step`` of ``steps``; they sum to 1. counts: rows that may be drawn of each task.

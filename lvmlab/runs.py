@@ -7,6 +7,7 @@ computes. Nothing is shown without its provenance: seed, versions, wall time, co
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -56,6 +57,13 @@ def keep(study: str, config: dict, result: object, seconds: float) -> dict:
     with atomic(folders()["cache"] / f"{name}.json") as temporary:
         temporary.write_text(text + "\n")
     return json.loads(text)  # what a later call will read: tuples are lists by then
+
+
+def recompute(name: str, compute: Callable[[dict], object]) -> dict:
+    """A stored run anew, from nothing that an earlier training left in the cache; the new record lies in the cache."""
+    record = load(name)
+    shutil.rmtree(paths.cache() / "studies" / record["name"], ignore_errors=True)
+    return run(record["study"], record["config"], compute, again=True)
 
 
 def load(name: str) -> dict:

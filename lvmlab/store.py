@@ -163,10 +163,10 @@ class Rows:
 class Store:
     """Sentences of tokens by (seed, step). ``tasks`` maps each stored task to its `Rows`.
 
-    augmented: whether augmented copies are drawn from too.
+    copies: so many augmented copies of a row are drawn from beside it; None: all that are stored.
     """
 
-    def __init__(self, folder: str | Path, *, augmented: bool = True):
+    def __init__(self, folder: str | Path, *, copies: int | None = None):
         folder = Path(folder)
         if not (folder / "store.json").is_file():
             raise FileNotFoundError(f"{folder / 'store.json'} is missing: build a store there first")
@@ -181,13 +181,14 @@ class Store:
             if rows.text("tokenizer") != {self.meta["tokenizer"]}:
                 raise ValueError(f"{task} in {folder} holds tokens of {', '.join(sorted(rows.text('tokenizer')))}, the store is of "
                                  f"{self.meta['tokenizer']}: build it anew in another folder")
-        self._groups = {task: self._grouped(rows, augmented) for task, rows in self.tasks.items()}
+        self._groups = {task: self._grouped(rows, copies) for task, rows in self.tasks.items()}
 
     @staticmethod
-    def _grouped(rows: Rows, augmented: bool) -> list[np.ndarray] | None:
+    def _grouped(rows: Rows, most: int | None) -> list[np.ndarray] | None:
         """The rows of each group; None where all are one group."""
         copies, names = rows.codes("augmentation")
-        kept = None if augmented or set(names) <= {""} else np.flatnonzero(copies == names.index("") if "" in names else copies < 0)
+        numbers = np.array([int(name.removeprefix("copy ") or 0) for name in names])
+        kept = None if most is None or numbers.max() <= most else np.flatnonzero(numbers[copies] <= most)
         groups, names = rows.codes("group")
         if kept is None and len(names) == 1:
             return None

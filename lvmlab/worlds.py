@@ -11,7 +11,7 @@ import numpy as np
 
 from lvmlab import tasks
 from lvmlab.sentences import PAIRS, Row, Sentence, sentence
-from lvmlab.world import VERSION
+from lvmlab.world import VERSION, Sources, default
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class World:
     """Sentences of mini-world as `lvmlab.store.build` reads them: ``groups`` of ``pairs`` pairs under one encoding; clips are one row.
 
     Rendering and encoding cost as much as a third of a training: so a group is tokenised once, and every sentence drawn from it
-    takes some of its pairs in a new order.
+    takes some of its pairs in a new order. few: {kind: count} as pairs, only so many sources of the split (`Sources.few`): a long tail.
     """
 
     task: str
@@ -28,6 +28,7 @@ class World:
     pairs: int = 16
     seed: int = 1000
     workers: int = 2
+    few: tuple[tuple[str, int], ...] = ()
 
     @property
     def members(self) -> range:
@@ -35,11 +36,11 @@ class World:
 
     @property
     def origin(self) -> dict:
-        return {"world": VERSION, "split": self.split, "seed": self.seed, "pairs": self.pairs}
+        return {"world": VERSION, "split": self.split, "seed": self.seed, "pairs": self.pairs, "few": [list(f) for f in self.few]}
 
     def rows(self, size: int, *, copies: int = 0, tolerate: float = 0.0, part: range | None = None) -> Iterator[tuple[int, Row]]:
         """(copy, row) of the groups in ``part``; nothing here can be broken."""
-        jobs = [(self.task, self.split, i, self.seed, self.pairs, size, copies) for i in (self.members if part is None else part)]
+        jobs = [(self.task, self.split, i, self.seed, self.pairs, size, copies, self.few) for i in (self.members if part is None else part)]
         for found in _pool(self.workers).map(render, jobs, chunksize=4):
             yield from found
 
@@ -50,11 +51,16 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-def render(job: tuple[str, str, int, int, int, int, int]) -> list[tuple[int, Row]]:
-    """(task, split, index, seed, pairs, size, copies) to the rows of one group, each as it is and then its copies."""
-    task, split, index, seed, pairs, size, copies = job
+@functools.cache
+def _few(split: str, few: tuple[tuple[str, int], ...]) -> Sources:
+    return default().few(split, **dict(few))
+
+
+def render(job: tuple) -> list[tuple[int, Row]]:
+    """(task, split, index, seed, pairs, size, copies, few) to the rows of one group, each as it is and then its copies."""
+    task, split, index, seed, pairs, size, copies, few = job
     clip = tasks.get(task).sequence
-    found = sentence(task, split, index, seed=seed, pairs=PAIRS if clip else pairs, size=size)
+    found = sentence(task, split, index, seed=seed, pairs=PAIRS if clip else pairs, size=size, sources=_few(split, few) if few else None)
     if clip:
         rows = [(found.pictures(), f"{found.pairs[0].source}@{index}")]
     else:

@@ -11,8 +11,7 @@ from lvmlab.tokenizer import Tokenizer
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
 NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.muon",
-         "complete.answers",
-         "import"}
+         "complete.answers", "store.rows", "store.memory", "tokenize.mini", "tokenize.f16-8192", "import"}
 KEYS = {"name", "ours", "theirs", "ratio", "unit", "limit", "what"}
 
 

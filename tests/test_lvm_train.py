@@ -1,5 +1,6 @@
 """Training an LVM: which tokens weigh how much, how long sentences are, and what comes out."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,10 +12,12 @@ from stores import write_store
 from lvmlab.device import default_device, describe
 from lvmlab.lvm import LVM, SHAPES
 from lvmlab.lvm_train import Recipe, disturb, export_lvm, train_lvm, weights
+from lvmlab.mixture import Mixture
 from lvmlab.train import TrainConfig
 
 CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
-RECIPE = Recipe(tokens=128, phases=((0.5, 2), (1.0, 4)), grid_start=False, shares={"segmentation": 0.8, "motion": 0.2})
+RECIPE = Recipe(tokens=128, phases=((0.5, 2), (1.0, 4)), grid_start=False,
+                mixture=Mixture("resampled", weights={"segmentation": 0.8, "motion": 0.2}))
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +38,10 @@ def trained(store, tmp_path_factory):
 
 
 def test_answers_weigh_more_than_inputs_and_in_a_clip_all_frames_after_two_are_answers():
-    found = weights(["segmentation", "derain", "motion"], 2, 3, Recipe(image_weight=0.25, answer_weights={"derain": 0.5, "motion": 0.75}))
-    assert found.shape == (3, 2 * 2 * 3)
-    expected = torch.tensor([[0.25, 1, 0.25, 1], [0.25, 0.5, 0.25, 0.5], [0.25, 0.25, 0.75, 0.75]])
+    found = weights(["segmentation", "derain", "motion", "photos"], 2, 3, Recipe(image_weight=0.25, answer_weights={"derain": 0.5, "motion": 0.75}),
+                    {"segmentation": 2, "derain": 2, "motion": 16, "photos": 1})
+    assert found.shape == (4, 2 * 2 * 3)
+    expected = torch.tensor([[0.25, 1, 0.25, 1], [0.25, 0.5, 0.25, 0.5], [0.25, 0.25, 0.75, 0.75], [1, 1, 1, 1]])
     assert torch.equal(found, expected.repeat_interleave(3, 1))
 
 
@@ -85,11 +89,30 @@ def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
         assert made[0] == stage and made[1]["steps"] == 1 and len(made) == 2
 
 
+def test_the_realised_shares_are_logged(store, tmp_path):
+    """One task after another: the log shows which, and a share of replay."""
+    for scheme, options in (("sequential", {}), ("replay", {"replay": 0.3})):
+        recipe = dataclasses.replace(RECIPE, mixture=Mixture(scheme, order=("motion", "segmentation"), **options))
+        log = train_lvm(store, tmp_path / scheme, shape="tiny", config=CONFIG, recipe=recipe, tokens_per_image=4, progress=False)
+        first, last = ([r["shares"] for r in part] for part in (log[: len(log) // 2], log[len(log) // 2 :]))
+        assert all(shares == {"motion": 1.0} for shares in first)
+        share = np.mean([shares.get("motion", 0.0) for shares in last])
+        assert share == 0 if scheme == "sequential" else 0.15 < share < 0.45
+    log = train_lvm(store, tmp_path / "natural", shape="tiny", config=CONFIG, recipe=dataclasses.replace(RECIPE, mixture=Mixture("natural")),
+                    tokens_per_image=4, progress=False)
+    natural = 512 / 516  # 64 groups of 8 pairs beside 4 clips
+    assert abs(np.mean([r["shares"].get("segmentation", 0.0) for r in log]) - natural) < 0.03
+
+
 def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
-    for options, message in (({"shares": {"segment": 1.0}}, "shares names segment"), ({"answer_weights": {"rain": 1.0}}, "answer_weights names rain"),
-                             ({"phases": ((0.5, 4),)}, "phases"), ({"image_weight": -1.0}, "image_weight"), ({"noise": 2.0}, "noise")):
+    for options, message in (({"phases": ((0.5, 4),)}, "phases"), ({"image_weight": -1.0}, "image_weight"), ({"noise": 2.0}, "noise")):
         with pytest.raises(ValueError, match=message):
             Recipe(**options)
+    few = dict(shape="tiny", config=CONFIG, tokens_per_image=4, progress=False)
+    with pytest.raises(ValueError, match="names segment, the store holds motion, segmentation"):
+        train_lvm(store, tmp_path, recipe=dataclasses.replace(RECIPE, mixture=Mixture("resampled", weights={"segment": 1.0})), **few)
+    with pytest.raises(ValueError, match="sentences of 40 pairs are 320 tokens, the model reads 256: at most 32 pairs"):
+        train_lvm(store, tmp_path, recipe=dataclasses.replace(RECIPE, phases=((1.0, 40),)), **few)
     assert not SHAPES["tiny"].bias
     with pytest.raises(ValueError, match="biases"):
         train_lvm(store, tmp_path, shape="tiny", config=CONFIG, recipe=Recipe(), tokens_per_image=4, progress=False)

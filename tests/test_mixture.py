@@ -29,6 +29,10 @@ def test_one_task_after_another_and_with_replay():
     assert replayed[2] == {"pose": 0.1, "derain": 0.1, "segmentation": 0.8}
 
 
+def test_how_many_copies_are_drawn_from():
+    assert [m.most_copies for m in (Mixture(), Mixture("augmented"), Mixture("mixture", copies=3))] == [0, None, 3]
+
+
 def test_a_task_that_is_not_stored_is_named():
     with pytest.raises(ValueError, match="names edges, the store holds segmentation, derain, pose"):
         Mixture("resampled", weights={"pose": 1, "edges": 1}).shares(COUNTS)
@@ -39,6 +43,7 @@ def test_a_task_that_is_not_stored_is_named():
     ({"scheme": "resampled", "weights": {"pose": -1, "derain": 3}}, "weights"), ({"temperature": 2}, "temperature"),
     ({"scheme": "mixture", "temperature": 0}, "temperature"), ({"scheme": "sequential"}, "order"), ({"order": ("pose",)}, "order"),
     ({"scheme": "sequential", "order": ("pose", "pose")}, "order"), ({"scheme": "replay", "order": ("pose",)}, "replay"), ({"replay": 0.1}, "replay"),
+    ({"copies": 3}, "copies"), ({"scheme": "augmented", "copies": 0}, "copies"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(options, field):
     with pytest.raises(ValueError, match=rf"Mixture\.{field}="):

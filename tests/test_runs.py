@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lvmlab import paths, runs
+from lvmlab import paths, runs, studies
 from lvmlab.world import VERSION
 
 
@@ -127,3 +127,17 @@ def test_a_missing_run_lists_the_stored(compute):
 
 def test_the_commit_is_the_checkouts():
     assert runs.commit() == "unknown" or len(runs.commit()) >= 7
+
+
+def test_recomputing_starts_from_nothing_and_ships_on_request(compute, tmp_path):
+    name = runs.run("probe", {"seed": 1}, compute)["name"]
+    left = paths.cache() / "studies" / name / "seed-0"
+    left.mkdir(parents=True)
+    assert runs.recompute("probe", compute)["result"] == {"score": 2} and not left.exists()
+    assert runs.load(name)["result"] == {"score": 2}
+
+
+def test_every_study_can_be_computed_again():
+    assert callable(studies.of("balancing").compute) and callable(studies.of("tokenizer-vq-fsq").compute)
+    with pytest.raises(ValueError, match="'evaluate' is no study.*balancing"):
+        studies.of("evaluate")

@@ -7,7 +7,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -201,7 +201,7 @@ class Setting:
 
 def compare(setting: Setting = Setting(), *, again: bool = False, progress: bool = True) -> dict:
     """VQ and FSQ trained alike from ``setting.seeds`` seeds each: the stored run, or a new one. A cut-short one goes on."""
-    return runs.run(STUDY, setting.config(), lambda config: _compute(setting, config, progress), again=again)
+    return runs.run(STUDY, setting.config(), lambda config: compute(config, progress), again=again)
 
 
 def stored(setting: Setting = Setting()) -> dict | None:
@@ -214,7 +214,9 @@ def stored(setting: Setting = Setting()) -> dict | None:
         return None
 
 
-def _compute(setting: Setting, config: dict, progress: bool) -> list[dict]:
+def compute(config: dict, progress: bool = True) -> list[dict]:
+    """One row a training: {quantiser, seed, codes, scores, seconds, curve}. config: a `Setting.config`."""
+    setting = Setting(**{field.name: config[field.name] for field in fields(Setting)})
     train_pool, val_pool = pools(setting.pictures, setting.val_pictures, progress)
     rows = []
     for seed in range(setting.seeds):

@@ -105,6 +105,18 @@ class Sources:
         other.tables = {**self.tables, "objects": objects}
         return other
 
+    def few(self, split: str, **kept: int) -> "Sources":
+        """The same sources, but of each kind named only so many of ``split``: photographs, object families or bodies, the first by name."""
+        other = copy.copy(self)
+        other.tables = dict(self.tables)
+        for kind, count in kept.items():
+            table, key = copy.copy(self.tables[kind]), {"photographs": "name", "objects": "family", "bodies": "body"}[kind]
+            of = {i: table.rows[i][key] for i in table.indices[split]}
+            names = sorted(set(of.values()))[:count]
+            table.indices = {**table.indices, split: [i for i, name in of.items() if name in names]}
+            other.tables[kind] = table
+        return other
+
     @functools.cached_property
     def classes(self) -> list[str]:
         """The object classes, sorted by name."""

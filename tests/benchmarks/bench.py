@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import bench_models  # noqa: F401  registers its entries
+import bench_store  # noqa: F401
 import numpy as np
 from bench_rows import ENTRIES, JUDGED, Row, entry, interleaved, rates, rendered_by, where
 from rich.table import Table
@@ -27,7 +28,7 @@ from lvmlab.worlds import render as rendered
 
 OUT = Path("runs/bench.json")
 ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.muon",
-         "complete.answers", "import")
+         "complete.answers", "store.rows", "store.memory", "tokenize.mini", "tokenize.f16-8192", "import")
 REPEATS = {"world.render": 3, "import": 7}
 RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.store.build
 
@@ -38,7 +39,7 @@ def render():
     jobs = []
     for task, share in SHARES.items():
         length = PAIRS if tasks.get(task).sequence else GROUP
-        jobs += [(task, "train", i, 1000, length, SIZE, 0) for i in range(max(1, round(share * RENDERED / length)))]
+        jobs += [(task, "train", i, 1000, length, SIZE, 0, ()) for i in range(max(1, round(share * RENDERED / length)))]
     jobs = [jobs[i] for i in np.random.default_rng(0).permutation(len(jobs))]
     pairs = sum(job[4] for job in jobs)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:

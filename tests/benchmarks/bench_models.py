@@ -154,7 +154,7 @@ def training(shape: str):
         rng = np.random.default_rng(number)
         names = [str(n) for n in rng.choice(list(SHARES), SENTENCES, p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
         tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(SENTENCES, length)))
-        return {"tokens": tokens, "weights": weights(names, PAIRS, TOKENS, Recipe())}
+        return {"tokens": tokens, "weights": weights(names, PAIRS, TOKENS, Recipe(), {n: 2 for n in names})}
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
         return model(batch["tokens"], batch["weights"], return_loss=True), {"items": float(batch["tokens"].numel())}

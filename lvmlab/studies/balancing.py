@@ -1,0 +1,160 @@
+"""Does augmentation balance a long tail? DeLVM's section 3.2 and figures 2 and 3, on mini-world with one.
+
+    python -m lvmlab.studies.balancing [--scale smoke]    # every arm and seed that is not stored; goes on where it was stopped
+
+Much segmentation, little derain, and pose of few pairs from few bodies on few photographs. Every arm trains the same small model from the
+same seeds on as many tokens at a constant learning rate; what differs is which task the next sentence is of, and from which rows it is made.
+mini-world itself varies crop and place when a pair is rendered; a pair that is rendered once and kept is one pair, as in a data set.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lvmlab import evaluate, paths, runs
+from lvmlab.lvm import LVM, Shape
+from lvmlab.lvm_train import Recipe, load_lvm, train_lvm
+from lvmlab.mixture import Mixture
+from lvmlab.store import build
+from lvmlab.tokenizer import Tokenizer
+from lvmlab.train import TrainConfig
+from lvmlab.worlds import World
+
+STUDY, VERSION = "balancing", 1
+TASKS = ("segmentation", "derain", "pose")
+PAIRS = {"segmentation": 2000, "derain": 300, "pose": 75}  # the long tail
+FEW = {"derain": (("photographs", 30),), "pose": (("bodies", 10), ("photographs", 10))}
+COPIES = {"derain": 10, "pose": 30}
+EVEN = dict.fromkeys(TASKS, 1.0)
+MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to balance. full: as many real pairs of every task as of segmentation, from all sources: what augmentation stands in for."""
+
+    mixture: Mixture
+    full: bool = False
+
+
+ARMS = {
+    "natural": Arm(Mixture("natural")),
+    "natural, augmented": Arm(Mixture("mixture", weights=PAIRS)),
+    "balanced": Arm(Mixture("resampled", weights=EVEN)),
+    "balanced, augmented": Arm(Mixture("mixture", weights=EVEN)),
+    "balanced, 10 copies": Arm(Mixture("mixture", weights=EVEN, copies=10)),  # the paper's mixture: some of both
+    "balanced, 3 copies": Arm(Mixture("mixture", weights=EVEN, copies=3)),
+    "balanced, real data": Arm(Mixture("resampled", weights=EVEN), full=True),
+    "sequential: segmentation, derain, pose": Arm(Mixture("sequential", order=TASKS)),
+    "sequential: pose, segmentation, derain": Arm(Mixture("sequential", order=("pose", "segmentation", "derain"))),
+    "sequential: derain, pose, segmentation": Arm(Mixture("sequential", order=("derain", "pose", "segmentation"))),
+    "replay 5 %": Arm(Mixture("replay", order=TASKS, replay=0.05)),
+    "replay 20 %": Arm(Mixture("replay", order=TASKS, replay=0.20)),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scale of the study. shrink divides the pairs of every task; curve: how often each task's loss is taken in a training."""
+
+    steps: int = 2000
+    tokens: int = 2048
+    seeds: int = 3
+    shrink: int = 1
+    prompts: int = 64
+    curve: int = 12
+    lr: float = 2e-3
+
+    def pairs(self, task: str, full: bool) -> tuple[int, int]:
+        """Groups, and pairs a group, of a task: groups of 15 or 16 share an encoding."""
+        wanted, group = PAIRS["segmentation" if full else task] // self.shrink, 16 if task == "segmentation" else 15
+        return max(1, wanted // group), group
+
+
+SCALES = {"smoke": Setting(steps=40, tokens=1024, shrink=20, prompts=8, curve=2), "study": Setting()}
+
+
+def config(arm: str, setting: Setting) -> dict:
+    """All that decides an arm's outcome, as plain JSON: what its run is named by."""
+    tokenizer = Tokenizer.from_pretrained("mini", device="cpu").fingerprint
+    whole = {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "shape": asdict(MICRO), "tokenizer": tokenizer,
+             "pairs": PAIRS, "few": FEW, "copies": COPIES}
+    return json.loads(json.dumps(whole))
+
+
+def store(setting: Setting, full: bool) -> Path:
+    """The token store of the long tail, or of the full data, tokenised once into the cache folder."""
+    folder = paths.cache() / "studies" / STUDY / f"store-{'full' if full else 'tail'}-{setting.shrink}"
+    worlds = []
+    for task in TASKS:
+        groups, pairs = setting.pairs(task, full)
+        worlds.append(World(task, groups, pairs=pairs, few=() if full else FEW.get(task, ())))
+    build(folder, Tokenizer.from_pretrained("mini"), worlds, copies={} if full else COPIES)
+    return folder
+
+
+def arm(name: str, setting: Setting, *, again: bool = False) -> dict:
+    """The stored run of an arm, or a new one."""
+    return runs.run(STUDY, config(name, setting), compute, again=again)
+
+
+def compute(wanted: dict) -> list[dict]:
+    """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the evaluation, losses: {TASK: {...}}}."""
+    setting, chosen = Setting(**wanted["setting"]), ARMS[wanted["arm"]]
+    data, tokenizer = store(setting, chosen.full), Tokenizer.from_pretrained("mini")
+    asked = {task: evaluate.Scorer(evaluate.Job(task, prompts=setting.prompts, split="val"), tokenizer) for task in TASKS}
+    return [_train(wanted, setting, chosen, seed, data, tokenizer, asked) for seed in range(setting.seeds)]
+
+
+def _train(wanted: dict, setting: Setting, chosen: Arm, seed: int, data: Path, tokenizer: Tokenizer, asked: dict) -> dict:
+    folder = paths.cache() / "studies" / runs.key(STUDY, wanted) / f"seed-{seed}"
+    done = folder / "row.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    print(f"{wanted['arm']}, seed {seed}")
+    recipe = Recipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=chosen.mixture)
+    # every arm of a seed begins with the same weights; the rate stays, for where it falls the last task would be learned least
+    training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr, warmup=max(1, setting.steps // 20), optimizer="muon", seed=seed,
+                           precision="fp32", log_every=max(1, setting.steps // setting.curve), save_every=max(1, setting.steps // 10))
+
+    def losses(record: dict, lvm: LVM) -> None:
+        record["losses"] = {task: float(evaluate.answer_loss(lvm, tokenizer, scorer.sentences[:32]).mean()) for task, scorer in asked.items()}
+
+    log = train_lvm(data, folder, shape=MICRO, config=training, recipe=recipe, codebook=tokenizer.net.quantize.table().cpu(), on_log=losses)
+    lvm = load_lvm(folder)
+    scores, final = [], {}
+    for task, scorer in asked.items():
+        rows = scorer.rows(scorer.scores(evaluate.draw(lvm, tokenizer, scorer.sentences)), wanted["arm"], 0.0)
+        scores.append({k: rows[0][k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")})
+        final[task] = evaluate.perplexities(evaluate.answer_loss(lvm, tokenizer, scorer.sentences))
+    row = {"seed": seed, "seconds": log[-1]["seconds"], "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log],
+           "scores": scores, "losses": final}
+    done.write_text(json.dumps(row))
+    return row
+
+
+def skills(record: dict, task: str) -> np.ndarray:
+    """Of every seed, (seeds,)."""
+    return np.array([s["skill"] for row in record["result"] for s in row["scores"] if s["task"] == task])
+
+
+def final_losses(record: dict, task: str) -> np.ndarray:
+    """Cross entropy of the answers in nats a token, of every seed."""
+    return np.array([row["losses"][task]["cross entropy"] for row in record["result"]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=tuple(SCALES), default="study")
+    parser.add_argument("arms", nargs="*", help="names of arms; all by default")
+    args = parser.parse_args()
+    for name in args.arms or ARMS:
+        record = arm(name, SCALES[args.scale])
+        print(runs.promote(record["name"]), {task: round(float(skills(record, task).mean()), 3) for task in TASKS})
+
+
+if __name__ == "__main__":
+    main()
