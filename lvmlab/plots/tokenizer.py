@@ -180,15 +180,15 @@ def picture_rows(rows: dict[str, Tensor]) -> Figure:
 class LiveLoss:
     """A plot of a training that redraws itself in a notebook: pass it as ``on_log``. Outside a notebook it only collects.
 
-    steps: of the whole training, for the axis. every: seconds between two drawings. `log` holds the records; `close`
-    draws them for the last time.
+    steps: of the whole training, for the axis. every: seconds between two drawings. items: what a batch holds. `log` holds the
+    records; `close` draws them for the last time.
     """
 
-    def __init__(self, steps: int, every: float = 2.0):
-        self.steps, self.every, self.log = steps, every, []
+    def __init__(self, steps: int, every: float = 2.0, items: str = "pictures"):
+        self.steps, self.every, self.items, self.log = steps, every, items, []
         self._handle, self._drawn = None, 0.0
 
-    def __call__(self, record: dict) -> None:
+    def __call__(self, record: dict, *model) -> None:
         self.log.append(record)
         if time.monotonic() - self._drawn > self.every:
             self.draw()
@@ -213,24 +213,29 @@ class LiveLoss:
     def png(self) -> bytes:
         """The plot so far: the loss, and beside it PSNR on val pictures where the records have it."""
         figure = Figure(figsize=(9, 3), facecolor="white", layout="constrained")
-        left, right = figure.subplots(1, 2)
+        pictures = self.items == "pictures"  # a language model's records have no pictures to compare
+        left, right = (*figure.subplots(1, 1 + pictures, squeeze=False)[0], None)[:2]
         last = self.log[-1]
         left.plot([r["step"] for r in self.log], [r["loss"] for r in self.log])
         left.set(xlabel="step", ylabel="loss", yscale="log", xlim=(0, self.steps), title=f"step {last['step'] + 1} of {self.steps}, "
-                 f"{last['seconds']:.0f} s, {last['items_per_second']:.0f} pictures a second")
+                 f"{last['seconds']:.0f} s, {last['items_per_second']:.0f} {self.items} a second")
+        left.title.set_fontsize(10)
+        if pictures:
+            self._scores(right)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=80)
+        return out.getvalue()
+
+    def _scores(self, axis) -> None:
         scored = [r for r in self.log if "val" in r]
         for name in ("natural", "two-colour", "skeleton"):
             points = [(r["step"], r["val"][f"psnr {name}"]) for r in scored if f"psnr {name}" in r["val"]]
             if points:
-                right.plot(*zip(*points, strict=True), marker="o", ms=4, label=NAMES[name])
-        right.set(xlabel="step", ylabel="PSNR (dB)", xlim=(0, self.steps), title="round trip of val pictures")
+                axis.plot(*zip(*points, strict=True), marker="o", ms=4, label=NAMES[name])
+        axis.set(xlabel="step", ylabel="PSNR (dB)", xlim=(0, self.steps), title="round trip of val pictures")
         if scored:
-            right.legend(frameon=False, fontsize=8, loc="lower right")
-        left.title.set_fontsize(10)
-        right.title.set_fontsize(10)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=80)
-        return out.getvalue()
+            axis.legend(frameon=False, fontsize=8, loc="lower right")
+        axis.title.set_fontsize(10)
 
 
 def vq_fsq_chart(record: dict) -> Figure:
