@@ -90,7 +90,7 @@ def evaluate(
     Args:
         models: names of shipped models or folders; all shipped ones by default.
         out: rows go to OUT/scores.json, each finished job to OUT/parts, the worst answers to OUT/worst-MODEL.png.
-        prompts: how many prompts a task (half of them for 1 to 7 examples and the control conditions).
+        prompts: how many prompts a task (a quarter of them for 1 to 7 examples and the control conditions).
         split: tune on val; test is for released models.
     """
     import time

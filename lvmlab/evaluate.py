@@ -58,17 +58,17 @@ class Job:
 
 
 def plan(prompts: int = 200, split: str = "test") -> list[Job]:
-    """Everything that is reported of a model: settings, conditions, and 1 to 7 examples (on half the prompts)."""
-    trained, half = tasks.TRAINED, max(1, prompts // 2)
+    """Everything that is reported of a model: settings, conditions, and 1 to 7 examples and controls on a quarter of the prompts."""
+    trained, some = tasks.TRAINED, max(1, prompts // 4)
     jobs = [Job(task, prompts=prompts, split=split) for task in trained]
     jobs += [Job(task, "new encoding", prompts=prompts, split=split) for task in ("segmentation", "selection", "pose")]
     jobs += [Job("selection", "trained objects", prompts=prompts, split=split)]
     jobs += [Job(task, "new task", prompts=prompts, split=split) for task in tasks.NEW]
     jobs += [Job(task, "shifted", prompts=prompts, split=split) for task in trained]
     jobs += [Job(task, "seen", "conflicting", prompts=prompts, split=split) for task in trained if tasks.get(task).conflicting]
-    jobs += [Job(task, "seen", c, prompts=half, split=split) for c in ("wrong_task", "shuffled_labels")
+    jobs += [Job(task, "seen", c, prompts=some, split=split) for c in ("wrong_task", "shuffled_labels")
              for task in trained if not tasks.get(task).sequence]
-    jobs += [Job(task, examples=k, prompts=half, split=split) for k in (1, 2, 4, 5, 6, 7) for task in trained]
+    jobs += [Job(task, examples=k, prompts=some, split=split) for k in (1, 2, 4, 5, 6, 7) for task in trained]
     names = tasks.TRAINED + tasks.NEW
     return sorted(jobs, key=lambda job: (names.index(job.task), SETTINGS.index(job.setting)))  # jobs that share sentences come together
 

@@ -29,6 +29,7 @@ PAIRS = {"segmentation": 2000, "derain": 300, "pose": 75}  # the long tail
 FEW = {"derain": (("photographs", 30),), "pose": (("bodies", 10), ("photographs", 10))}
 COPIES = {"derain": 10, "pose": 30}
 EVEN = dict.fromkeys(TASKS, 1.0)
+SHOWN = 3  # first val prompts of each task whose answers are kept, of the first seed
 MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters
 
 
@@ -102,7 +103,7 @@ def arm(name: str, setting: Setting, *, again: bool = False) -> dict:
 
 
 def compute(wanted: dict) -> list[dict]:
-    """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the evaluation, losses: {TASK: {...}}}."""
+    """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the evaluation, losses, answers}."""
     setting, chosen = Setting(**wanted["setting"]), ARMS[wanted["arm"]]
     data, tokenizer = store(setting, chosen.full), Tokenizer.from_pretrained("mini")
     asked = {task: evaluate.Scorer(evaluate.Job(task, prompts=setting.prompts, split="val"), tokenizer) for task in TASKS}
@@ -125,13 +126,15 @@ def _train(wanted: dict, setting: Setting, chosen: Arm, seed: int, data: Path, t
 
     log = train_lvm(data, folder, shape=MICRO, config=training, recipe=recipe, codebook=tokenizer.net.quantize.table().cpu(), on_log=losses)
     lvm = load_lvm(folder)
-    scores, final = [], {}
+    scores, final, answers = [], {}, {}
     for task, scorer in asked.items():
-        rows = scorer.rows(scorer.scores(evaluate.draw(lvm, tokenizer, scorer.sentences)), wanted["arm"], 0.0)
+        tokens = evaluate.answer(lvm, tokenizer, scorer.sentences)
+        answers[task] = tokens[:SHOWN].tolist() if seed == 0 else []
+        rows = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), wanted["arm"], 0.0)
         scores.append({k: rows[0][k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")})
         final[task] = evaluate.perplexities(evaluate.answer_loss(lvm, tokenizer, scorer.sentences))
     row = {"seed": seed, "seconds": log[-1]["seconds"], "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log],
-           "scores": scores, "losses": final}
+           "scores": scores, "losses": final, "answers": answers}
     done.write_text(json.dumps(row))
     return row
 
