@@ -28,7 +28,8 @@ class Recipe:
     """``tokens`` a step at every length; ``phases`` (share of the steps, pairs in a sentence), in order.
 
     image_weight: of the tokens of inputs. answer_weights: of the answers of the tasks it names, 1 for the others.
-    noise: the share of answers that are read disturbed, see `disturb`. grid_start: see `LVM.start_from_grid`.
+    noise: the share of answers that are read disturbed, see `disturb`. recode: the share of a task's sentences whose labels are written
+    in other codes, see `recode`. grid_start: see `LVM.start_from_grid`.
     mixture: which task a sentence is of, see `lvmlab.mixture`.
     """
 
@@ -37,6 +38,7 @@ class Recipe:
     image_weight: float = 0.1
     answer_weights: dict[str, float] = field(default_factory=lambda: dict(NATURAL))
     noise: float = 0.8
+    recode: dict[str, float] = field(default_factory=dict)
     grid_start: bool = True
     mixture: Mixture = Mixture("resampled", weights=SHARES)
 
@@ -88,14 +90,30 @@ def disturb(tokens: Tensor, pairs: int, share: float, rng: np.random.Generator) 
     return torch.from_numpy(read.reshape(len(tokens), -1))
 
 
+def recode(tokens: Tensor, names: list[str], pairs: int, shares: dict[str, float], codes: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Sentences (B, T) where, in ``shares`` of each task's, the labels' codes are exchanged for others, alike in all of its labels.
+
+    Which codes mean object and ground is then to be read from the prompt alone: no colour that training happened to show is of use, and
+    a colour that it never showed is copied like any other. codes: those that may be written; the others stay as they are.
+    """
+    written = tokens.numpy().copy().reshape(len(tokens), pairs, 2, -1)
+    for row, name in zip(written, names, strict=True):
+        if rng.random() < shares.get(name, 0.0):
+            table = np.arange(max(codes.max(), row.max()) + 1)
+            table[codes] = rng.permutation(codes)
+            row[:, 1] = table[row[:, 1]]
+    return torch.from_numpy(written.reshape(len(tokens), -1))
+
+
 def train_lvm(
     store: str | Path, folder: str | Path, *, shape: str | Shape, config: TrainConfig, recipe: Recipe | None = None, tokens_per_image: int = 64,
-    codebook: Tensor | None = None, start: str | Path | None = None, on_log: Callable[[dict, LVM], None] | None = None,
+    codebook: Tensor | None = None, codes: np.ndarray | None = None, start: str | Path | None = None,
+    on_log: Callable[[dict, LVM], None] | None = None,
     compiled: bool = False, budget_s: float | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Trains an LVM of a shape on a token store and returns the log; resumes from ``folder``, where `load_lvm` then finds the model.
 
-    codebook: (K, D), the tokenizer's: embedding and head start from it (`LVM.start_from_codebook`).
+    codes: that `recode` may write; None: all. codebook: (K, D), the tokenizer's: embedding and head start from it (`LVM.start_from_codebook`).
     start: the folder of an earlier training, or of a pretrained model, of the same shape to go on from, with a fresh optimiser and
         sentences that no stage before has seen in this order.
     on_log: called with each record, to which it may add, and the model as it is then.
@@ -128,6 +146,9 @@ def train_lvm(
         pairs = recipe.pairs(step, config.steps)
         size = max(1, recipe.tokens // (config.accumulation * pairs * 2 * tokens_per_image))
         tokens, names = data.batch(number, size, pairs, recipe.mixture.shares(counts, step, config.steps), seed)
+        if recipe.recode:
+            allowed = np.arange(model.vocab) if codes is None else codes
+            tokens = recode(tokens, names, pairs, recipe.recode, allowed, np.random.default_rng((seed, number, 2)))
         read = disturb(tokens, pairs, recipe.noise, np.random.default_rng((seed, number, 1)))
         return {"tokens": tokens, "read": read, "weights": weights(names, pairs, tokens_per_image, recipe, pictures), "tasks": names}
 
@@ -144,6 +165,7 @@ def train_lvm(
 
     named = shape if isinstance(shape, str) else asdict(shape)
     identity = {"shape": named, "recipe": asdict(recipe), "store": data.meta, "codebook": codebook is not None}
+    identity |= {} if codes is None else {"codes": len(codes)}
     identity |= {"stages": before} if start else {}
     return train(model, batch, loss, config, folder, log, identity=identity, budget_s=budget_s, progress=progress)
 

@@ -11,7 +11,7 @@ from stores import write_store
 
 from lvmlab.device import default_device, describe
 from lvmlab.lvm import LVM, SHAPES
-from lvmlab.lvm_train import Recipe, disturb, export_lvm, train_lvm, weights
+from lvmlab.lvm_train import Recipe, disturb, export_lvm, recode, train_lvm, weights
 from lvmlab.mixture import Mixture
 from lvmlab.train import TrainConfig
 
@@ -87,6 +87,22 @@ def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
         assert again[0]["loss"] < 0.8 * log[0]["loss"]
         made = export_lvm(tmp_path / f"on-{start.name}", tmp_path / f"out-{start.name}").config.training["stages"]
         assert made[0] == stage and made[1]["steps"] == 1 and len(made) == 2
+
+
+def test_recoded_labels_keep_their_pattern_and_inputs_stay():
+    tokens = torch.randint(0, 32, (40, 4 * 2 * 16), generator=torch.Generator().manual_seed(0))
+    codes = np.arange(4, 32)
+    names = ["segmentation", "pose"] * 20
+    found = recode(tokens, names, 4, {"segmentation": 0.5}, codes, np.random.default_rng(0)).view(40, 4, 2, 16)
+    true = tokens.view(40, 4, 2, 16)
+    assert torch.equal(found[:, :, 0], true[:, :, 0]) and torch.equal(found[1::2], true[1::2])
+    changed = [i for i in range(0, 40, 2) if not torch.equal(found[i], true[i])]
+    assert 5 <= len(changed) <= 15
+    for i in changed:
+        old, new = true[i, :, 1].flatten(), found[i, :, 1].flatten()
+        pairs = set(zip(old.tolist(), new.tolist(), strict=True))
+        assert len(pairs) == len(set(old.tolist())) == len(set(new.tolist())), "one code, one other"
+        assert torch.equal(old[old < 4], new[old < 4]) and new[old >= 4].min() >= 4, "codes that may not be written stay away"
 
 
 def test_the_realised_shares_are_logged(store, tmp_path):
