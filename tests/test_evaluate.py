@@ -62,6 +62,12 @@ def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     assert both == pytest.approx({"cross entropy": math.log(2), "perplexity (DeLVM)": 2.0, "perplexity (LVM)": 2.5})
 
 
+def test_every_planned_job_can_be_scored(tokenizer):
+    for job in ev.plan(4):
+        scorer = ev.Scorer(replace(job, prompts=1), tokenizer)
+        assert scorer.floors and np.isfinite(scorer.ceiling[scorer.task.metric]).all(), job
+
+
 def test_an_untrained_model_has_no_skill(tokenizer, lvm):
     row = ev.evaluate({"x": lvm}, tokenizer, [ev.Job("segmentation", prompts=6, split="val")], progress=False)[0]
     assert row["skill"] is None or row["skill"] < 0.3
