@@ -6,6 +6,7 @@ mixes no two colours. `Skeletons` are points, moved as points and drawn last: a 
 colour. What a picture shows flips with it: rain that fell to the left falls to the right, in image and answer.
 """
 
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from lvmlab.images import to_uint8
 from lvmlab.tasks import skeleton
 
+_DRAWING = threading.Lock()  # torchvision draws from torch's one global generator
 SCALE, RATIO = (0.4, 1.0), (3 / 4, 4 / 3)  # of a copy's crop: its share of the area, its width to its height
 
 
@@ -58,7 +60,7 @@ def pictures(sample: Sample, size: int, name: str = "", copy: int = 0) -> np.nda
     first = sample[0]
     height, width = first.shape[-2:]
     if copy:
-        with torch.random.fork_rng(devices=[]):
+        with _DRAWING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(f"{name} {copy}".encode()))
             drawn = v2.RandomResizedCrop(size, SCALE, RATIO).make_params([first])
             box, flip = [drawn[k] for k in ("top", "left", "height", "width")], bool(torch.rand(()) < 0.5)
@@ -73,4 +75,5 @@ def _drawn(part, box: list[int], flip: bool, size: int) -> np.ndarray:
         moved = part.cropped(*box, size)
         return moved.draw((moved.flipped() if flip else moved).people, size)
     part = F.resized_crop(part, *box, [size, size])  # of a Mask by the nearest pixel
-    return to_uint8((F.horizontal_flip(part) if flip else part).as_subclass(torch.Tensor).float().clamp(0, 1))
+    plain = (F.horizontal_flip(part) if flip else part).as_subclass(torch.Tensor)
+    return plain.movedim(0, -1).numpy() if plain.dtype == torch.uint8 else to_uint8(plain.float().clamp(0, 1))

@@ -35,21 +35,23 @@ def load(source: Source, size: int | None = None) -> Tensor:
     """
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ImageError(f"size={size!r}: give a side in pixels, at least 1, or None to keep the picture's own")
+    found = pixels(source)
+    if size is not None:
+        found = _fit(found, size)
+    return (found.float() / 255 if found.dtype == torch.uint8 else found.float().clamp(0, 1)).contiguous()
+
+
+def pixels(source: Source) -> Tensor:
+    """What `load` makes of a picture of any kind before it is resized: (3, H, W), uint8, or float in [0, 1] where there are more than 8 bits."""
     name = _name(source)
     if isinstance(source, Tensor):
-        pixels = _from_array(source.detach().cpu(), name)
-    elif isinstance(source, np.ndarray):
+        return _from_array(source.detach().cpu(), name)
+    if isinstance(source, np.ndarray):
         if source.dtype.kind not in "buif" or source.ndim not in (2, 3):
             raise _wrong_array(name, source.shape, source.dtype)
         array = torch.from_numpy(np.ascontiguousarray(source).astype(source.dtype.newbyteorder("="), copy=False))
-        pixels = _from_array(array.permute(2, 0, 1) if array.ndim == 3 else array, name)
-    elif isinstance(source, Image.Image):
-        pixels = _decode(source, name)
-    else:
-        pixels = _read(source, name)
-    if size is not None:
-        pixels = _fit(pixels, size)
-    return (pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float().clamp(0, 1)).contiguous()
+        return _from_array(array.permute(2, 0, 1) if array.ndim == 3 else array, name)
+    return _decode(source, name) if isinstance(source, Image.Image) else _read(source, name)
 
 
 def save(image: Tensor, path: str | os.PathLike) -> Path:
