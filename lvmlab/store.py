@@ -86,17 +86,17 @@ def write_part(path: Path, tokenizer: Tokenizer, task: str, split: str, rows: li
         raise ValueError(f"rows of {', '.join(map(str, sorted(shown)))} pictures in one part of {task}: give each kind a task of its own")
     count = shown.pop()
     tokens = tokenizer.encode(from_uint8(np.concatenate([row.pictures for _, row in rows]))) if rows else torch.zeros(0, tokenizer.tokens)
-    texts = {"task": [task] * len(rows), "source": [row.source for _, row in rows], "split": [split] * len(rows),
-             "group": [row.group for _, row in rows], "augmentation": [f"copy {copy}" if copy else "" for copy, _ in rows]}
-    meta = {"tokenizer": tokenizer.fingerprint, "pictures": str(count), "members": str(members)}
-    save_table(path, tokens.reshape(-1, count * tokenizer.tokens).numpy().astype(np.uint16), texts, meta)
+    save_table(path, tokens.reshape(-1, count * tokenizer.tokens).numpy(), tokenizer=tokenizer.fingerprint, pictures=count, members=members,
+               task=task, split=split, source=[row.source for _, row in rows], group=[row.group for _, row in rows],
+               augmentation=[f"copy {copy}" if copy else "" for copy, _ in rows])  # fmt: skip
 
 
-def save_table(path: Path, tokens: np.ndarray, texts: dict[str, list[str]], meta: dict[str, str]) -> None:
-    """Rows of tokens (rows, n) with their texts as one Arrow file."""
-    columns = {name: pa.array(texts[name], _TEXT) for name in TEXTS}
-    columns["tokens"] = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1), pa.uint16()), tokens.shape[1])
-    table = pa.table(columns).replace_schema_metadata(meta)
+def save_table(path: Path, tokens: np.ndarray, *, tokenizer: str, pictures: int, members: int, **texts: str | list[str]) -> None:
+    """Rows of tokens (rows, n) as one part; a text is one for all rows or a list, "" where none is given."""
+    given = {name: texts.get(name, "") for name in TEXTS}
+    columns = {name: pa.array([text] * len(tokens) if isinstance(text, str) else text, _TEXT) for name, text in given.items()}
+    columns["tokens"] = pa.FixedSizeListArray.from_arrays(pa.array(tokens.astype(np.uint16).reshape(-1)), tokens.shape[1])
+    table = pa.table(columns).replace_schema_metadata({"tokenizer": tokenizer, "pictures": str(pictures), "members": str(members)})
     with atomic(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:
         file.write_table(table)
 
@@ -118,6 +118,14 @@ def agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: b
             temporary.write_text(json.dumps(meta) + "\n")
 
 
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.[0-9]*.arrow"))
+
+
+def _mapped(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
 class Rows:
     """The rows of one task in memory-mapped parts. ``pictures`` in a row: 1 an image, 2 a pair, more a clip.
 
@@ -125,7 +133,7 @@ class Rows:
     """
 
     def __init__(self, paths: list[Path]):
-        tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
+        tables = [_mapped(path) for path in paths]
         self.tables = [table for table in tables if len(table)] or tables[:1]
         self.pictures = int(self.tables[0].schema.metadata[b"pictures"])
         self.length = width = self.tables[0].schema.field("tokens").type.list_size  # tokens a row
@@ -172,7 +180,7 @@ class Store:
             raise FileNotFoundError(f"{folder / 'store.json'} is missing: build a store there first")
         self.meta = json.loads((folder / "store.json").read_text())
         parts: dict[str, list[Path]] = {}
-        for path in sorted(folder.glob("*.[0-9]*.arrow")):
+        for path in _parts(folder):
             parts.setdefault(path.name.rsplit(".", 2)[0], []).append(path)
         self.tasks = {task: rows for task, paths in parts.items() if len(rows := Rows(paths))}
         if not self.tasks:
@@ -214,13 +222,15 @@ class Store:
         """Tokens (pairs * 2 * N,): pairs or images of one group in any order, or consecutive frames of a clip. Raises ValueError."""
         rows, groups = self.tasks[task], self._groups[task]
         clip = rows.pictures > 2
-        needed = 1 if clip else 2 * pairs // rows.pictures
         members = None if groups is None else groups[rng.integers(len(groups))]
-        there = 2 * pairs if clip and rows.pictures >= 2 * pairs else rows.pictures if clip else len(rows) if members is None else len(members)
-        if there < (2 * pairs if clip else needed):
-            raise ValueError(f"sentences of {pairs} pairs do not fit {task}: a group of it has {there} of the {2 * pairs if clip else needed} "
-                             f"{'frames' if clip else 'rows'} they take; ask for fewer pairs or build larger groups")
-        chosen = rng.choice(len(rows), needed, replace=False) if members is None else rng.choice(members, needed, replace=False)
+        if clip:
+            there, needed, unit = rows.pictures, 2 * pairs, "frames"
+        else:
+            there, needed, unit = len(rows) if members is None else len(members), 2 * pairs // rows.pictures, "rows"
+        if there < needed:
+            raise ValueError(f"sentences of {pairs} pairs do not fit {task}: a group of it has {there} of the {needed} {unit} they take; "
+                             "ask for fewer pairs or build larger groups")
+        chosen = rng.choice(len(rows) if members is None else members, 1 if clip else needed, replace=False)
         tokens = rows[chosen]
         if clip:
             first = 2 * int(rng.integers((rows.pictures - 2 * pairs) // 2 + 1))
@@ -231,8 +241,8 @@ class Store:
 def export_parquet(store: str | Path, out: str | Path) -> list[Path]:
     """The store's parts as Parquet files, texts plain (Parquet encodes them itself): `datasets.load_dataset("parquet", ..., streaming=True)`."""
     written = []
-    for path in sorted(Path(store).glob("*.[0-9]*.arrow")):
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    for path in _parts(Path(store)):
+        table = _mapped(path)
         plain = pa.schema([pa.field(f.name, pa.string()) if f.name in TEXTS else f for f in table.schema], table.schema.metadata)
         target = Path(out) / f"{path.stem}.parquet"
         with atomic(target) as temporary:

@@ -64,11 +64,9 @@ def import_tokens(path: str | Path, form: str, store: str | Path, tokenizer: Tok
 
 
 def _write(store: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[np.ndarray], first: int) -> None:
-    tokens = np.stack(rows).astype(np.uint16)
-    texts = {"task": [task] * len(rows), "source": [f"line {first + i + 1}" for i in range(len(rows))], "split": [split] * len(rows),
-             "group": [""] * len(rows), "augmentation": [""] * len(rows)}
-    meta = {"tokenizer": tokenizer.fingerprint, "pictures": str(tokens.shape[1] // tokenizer.tokens), "members": str(len(rows))}
-    save_table(store / f"{task}.{first:09d}.arrow", tokens, texts, meta)
+    tokens = np.stack(rows)
+    save_table(store / f"{task}.{first:09d}.arrow", tokens, tokenizer=tokenizer.fingerprint, pictures=tokens.shape[1] // tokenizer.tokens,
+               members=len(rows), task=task, split=split, source=[f"line {first + i + 1}" for i in range(len(rows))])  # fmt: skip
 
 
 def export_tokens(store: str | Path, form: str, path: str | Path, tasks: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lvmlab.datasets import paired_folder
 from lvmlab.device import precision
-from lvmlab.store import TEXTS, Rows, Store, build, save_table
+from lvmlab.store import Rows, Store, build, save_table
 from lvmlab.tokenfiles import export_tokens
 from lvmlab.tokenizer import Tokenizer
 
@@ -24,9 +24,7 @@ MANY, PART = 10_000_000, 100_000  # rows of the large store; the rows of one par
 MEMORY = """
 import re, sys
 from lvmlab.store import Store
-import numpy as np
 store = Store(sys.argv[1])
-rng = np.random.default_rng(0)
 for step in range(50):
     store.batch(step, 64, 1, {"pairs": 1.0}, 0)
 print(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -34,10 +32,10 @@ print(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
 
 
 def random_store(folder: Path, rows: int) -> Path:
-    tokens = np.random.default_rng(0).integers(0, CODES, (rows, LENGTH)).astype(np.uint16)
-    texts = {name: [""] * rows for name in TEXTS} | {"task": ["pairs"] * rows, "source": [f"pictures/{i:08d}.jpg" for i in range(rows)]}
+    tokens = np.random.default_rng(0).integers(0, CODES, (rows, LENGTH))
     folder.mkdir(parents=True, exist_ok=True)
-    save_table(folder / "pairs.000000.arrow", tokens, texts, {"tokenizer": "0" * 16, "pictures": "2", "members": str(rows)})
+    save_table(folder / "pairs.000000.arrow", tokens, tokenizer="0" * 16, pictures=2, members=rows, task="pairs",
+               source=[f"pictures/{i:08d}.jpg" for i in range(rows)])  # fmt: skip
     (folder / "store.json").write_text(json.dumps({"tokenizer": "0" * 16, "tokens": LENGTH // 2, "tasks": {}}))
     return folder
 
