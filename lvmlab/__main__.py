@@ -196,6 +196,7 @@ def tokenize(
     from accelerate import PartialState
 
     from lvmlab import datasets as ds
+    from lvmlab.device import default_device
     from lvmlab.store import Store, build, export_parquet
     from lvmlab.tokenizer import Tokenizer
 
@@ -209,7 +210,7 @@ def tokenize(
         "pascal5i": lambda: ds.pascal5i(root, fold, **named),
     }[reader]()  # fmt: skip
     found.task = task or found.task
-    state, speaker = PartialState(), Tokenizer.from_pretrained(tokenizer)
+    state, speaker = PartialState(cpu=default_device().type == "cpu"), Tokenizer.from_pretrained(tokenizer)
     build(folder, speaker, [found], copies=copies, tolerate=tolerate, rank=state.process_index, ranks=state.num_processes,
           progress=state.is_main_process)  # fmt: skip
     print(f"process {state.process_index}: {found.report}")

@@ -55,11 +55,14 @@ class Report:
 
 @dataclass
 class Reader:
-    """``read(member)`` gives the member's samples, {name: (sample, group)}; it raises for a broken one."""
+    """``read(member, least)`` gives the member's samples, {name: (sample, group)}; it raises for a broken one.
+
+    least: the short side that a JPEG must keep, see `images.pixels`; to be heeded where no annotation is in pixels.
+    """
 
     task: str
     members: Sequence[Any]
-    read: Callable[[Any], dict[str, tuple[Sample, str]]]
+    read: Callable[[Any, int], dict[str, tuple[Sample, str]]]
     kind: str = "pair"  # or "image", "clip"
     split: str = "train"
     name: Callable[[Any], str] = str
@@ -69,11 +72,13 @@ class Reader:
         if not len(self.members):
             raise ValueError(f"the reader of {self.task} found no members: check the folder and its layout")
 
-    def member(self, index: int, size: int, copy: int = 0) -> list[Row]:
-        """The rows of one member, ``copy`` as in `augment.pictures`. Raises Broken."""
-        member = self.members[index]
+    def member(self, index: int, size: int, copies: int = 0) -> list[tuple[int, Row]]:
+        """(copy, row) of one member, ``copies`` as in `rows`. Raises Broken."""
+        least = 3 * size if copies else 3 * size // 2  # a copy's crop may be little more than half as wide
         try:
-            return [Row(pictures(sample, size, name, copy), name, group) for name, (sample, group) in self.read(member).items()]
+            found = self.read(self.members[index], least)
+            return [(copy, Row(pictures(sample, size, name, copy), name, group))
+                    for copy in range(copies + 1) for name, (sample, group) in found.items()]
         except _BROKEN as error:
             raise Broken(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from error
 
@@ -86,7 +91,7 @@ class Reader:
 
         def one(index: int) -> list[tuple[int, Row]] | Broken:
             try:
-                return [(copy, row) for copy in range(copies + 1) for row in self.member(index, size, copy)]
+                return self.member(index, size, copies)
             except Broken as error:
                 return error
 
@@ -106,9 +111,9 @@ class Reader:
             yield from found
 
 
-def _image(source) -> tv_tensors.Image:
+def _image(source, least: int | None = None) -> tv_tensors.Image:
     """uint8: resampling full-size pictures in it is several times as fast as in float."""
-    found = images.pixels(source)
+    found = images.pixels(source, least)
     return tv_tensors.Image(found if found.dtype == torch.uint8 else (found.clamp(0, 1) * 255).round().to(torch.uint8))
 
 
@@ -126,6 +131,15 @@ def _label(source) -> tv_tensors.Image | tv_tensors.Mask:
             few = opened.mode in ("P", "1") or opened.format != "JPEG" and opened.getcolors(64) is not None
     found = _image(source)
     return tv_tensors.Mask(found) if few else found
+
+
+def _files(image: Path, label: Path, least: int) -> tuple:
+    """The files of a pair; made smaller as they are decoded only where both can be alike."""
+    if {image.suffix.lower(), label.suffix.lower()} <= {".jpg", ".jpeg"}:
+        with Image.open(image) as one, Image.open(label) as other:
+            if (one.format, one.size) == (other.format, other.size):
+                return _alike(_image(image, least), _image(label, least))
+    return _alike(_image(image), _label(label))
 
 
 def _alike(image, label, what: str = "label") -> tuple:
@@ -161,11 +175,11 @@ def paired_folder(root: str | Path, task: str = "pairs", *, inputs: str | None =
         likely = " or ".join("/".join(f) for f in FOLDERS[:4])
         raise ValueError(f"{root} holds no pairs: make two folders ({likely}) or name files a.png, a-label.png")
 
-    def read(member) -> dict:
+    def read(member, least: int) -> dict:
         image, label = member
         if label is None:
             raise Broken("it has no label of its name")
-        return {image.relative_to(root).as_posix(): (_alike(_image(image), _label(label)), "")}
+        return {image.relative_to(root).as_posix(): (_files(image, label, least), "")}
 
     return Reader(task, members, read, split=split, name=lambda m: m[0].relative_to(root).as_posix())
 
@@ -178,7 +192,7 @@ def coco_pose(pictures: str | Path, annotations: str | Path, *, split: str = "tr
         coco = COCO(str(annotations))
     ids = sorted({a["image_id"] for a in coco.dataset["annotations"]})
 
-    def read(number: int) -> dict:
+    def read(number: int, least: int) -> dict:
         info = coco.loadImgs(number)[0]
         people = [a["keypoints"] for a in coco.imgToAnns[number] if not a.get("iscrowd") and any(a.get("keypoints", [])[2::3])]
         if not people:
@@ -216,7 +230,7 @@ def sa1b(root: str | Path, *, crops: int = 6, side: int = 800, split: str = "tra
             file.seek(where[1])
             return file.read(where[2])
 
-    def read(member) -> dict:
+    def read(member, least: int) -> dict:
         name, picture, annotation = member
         image, masks = _image(content(picture)), json.loads(content(annotation))["annotations"]
         if not masks:
@@ -249,7 +263,7 @@ def rain13k(root: str | Path, *, split: str = "train") -> Reader:
     stores = {side: lmdb.open(str(root / f"{side}.lmdb"), readonly=True, lock=False) for side in ("input", "target")}
     keys = [line.split(" ")[0].removesuffix(".png") for line in (root / "input.lmdb" / "meta_info.txt").read_text().splitlines() if line]
 
-    def read(key: str) -> dict:
+    def read(key: str, least: int) -> dict:
         found = []
         for side, store in stores.items():
             with store.begin() as transaction:
@@ -266,7 +280,7 @@ def gopro(root: str | Path, *, split: str = "train") -> Reader:
     """GoPro: SCENE/blur/*.png beside SCENE/sharp/*.png, under ``root`` or root/``split``."""
     root = Path(root) / split if (Path(root) / split).is_dir() else Path(root)
     members = [(p, p.parents[1] / "sharp" / p.name) for p in _found(root) if p.parent.name == "blur"]
-    return Reader("deblur", members, lambda m: {m[0].relative_to(root).as_posix(): (_alike(*map(_image, m)), "")}, split=split,
+    return Reader("deblur", members, lambda m, least: {m[0].relative_to(root).as_posix(): (_files(*m, least), "")}, split=split,
                   name=lambda m: m[0].relative_to(root).as_posix())  # fmt: skip
 
 
@@ -278,13 +292,13 @@ def clips(root: str | Path, *, frames: int = 16, stride: int = 1, split: str = "
         folders.setdefault(path.parent, []).append(path)
     members = [(folder, list_) for folder, list_ in folders.items()] + [(path, None) for path in _found(root, films)]
 
-    def read(member) -> dict:
+    def read(member, least: int) -> dict:
         where, files = member
         every = [p for p in files[::stride]] if files else _decoded(where, stride)
         if len(every) < frames:
             raise Broken(f"it has {len(every)} frames at stride {stride}, a clip takes {frames}")
         name = where.relative_to(root).as_posix()
-        return {f"{name}#{i}": (tuple(_image(f) for f in every[i : i + frames]), "") for i in range(0, len(every) - frames + 1, frames)}
+        return {f"{name}#{i}": (tuple(_image(f, least) for f in every[i : i + frames]), "") for i in range(0, len(every) - frames + 1, frames)}
 
     return Reader("frames", members, read, "clip", split, lambda m: m[0].relative_to(root).as_posix())
 
@@ -303,8 +317,8 @@ def image_folder(root: str | Path, *, split: str = "") -> Reader:
     from torchvision.datasets import ImageFolder
 
     found = ImageFolder(Path(root) / split, loader=lambda path: path)
-    return Reader("images", found.samples, lambda m: {Path(m[0]).name: ((_image(m[0]),), found.classes[m[1]])}, "image", split or "train",
-                  lambda m: f"{found.classes[m[1]]}/{Path(m[0]).name}")  # fmt: skip
+    return Reader("images", found.samples, lambda m, least: {Path(m[0]).name: ((_image(m[0], least),), found.classes[m[1]])}, "image",
+                  split or "train", lambda m: f"{found.classes[m[1]]}/{Path(m[0]).name}")
 
 
 def pascal5i(root: str | Path, fold: int, *, split: str = "val") -> Reader:
@@ -318,7 +332,7 @@ def pascal5i(root: str | Path, fold: int, *, split: str = "val") -> Reader:
         raise ValueError(f"fold={fold!r}: Pascal-5i has folds 0 to 3")
     voc = VOCSegmentation(str(root), year="2012", image_set=split)
 
-    def read(member) -> dict:
+    def read(member, least: int) -> dict:
         image, mask = _image(member[0]), np.asarray(Image.open(member[1]))
         if mask.shape != image.shape[-2:]:
             raise Broken(f"the mask is {mask.shape[1]}x{mask.shape[0]} but its picture {image.shape[-1]}x{image.shape[-2]}")
@@ -334,7 +348,7 @@ def huggingface(data, image: str = "image", label: str | None = None, *, task: s
         if column not in data.column_names:
             raise ValueError(f"the data set has no column {column!r}: choose from {', '.join(data.column_names)}")
 
-    def read(index: int) -> dict:
+    def read(index: int, least: int) -> dict:
         row = data[index]
         parts = [_image(row[image])] + ([_label(row[label])] if label else [])
         return {str(index): (_alike(*parts) if label else tuple(parts), "")}

@@ -41,8 +41,12 @@ def load(source: Source, size: int | None = None) -> Tensor:
     return (found.float() / 255 if found.dtype == torch.uint8 else found.float().clamp(0, 1)).contiguous()
 
 
-def pixels(source: Source) -> Tensor:
-    """What `load` makes of a picture of any kind before it is resized: (3, H, W), uint8, or float in [0, 1] where there are more than 8 bits."""
+def pixels(source: Source, least: int | None = None) -> Tensor:
+    """What `load` makes of a picture of any kind before it is resized: (3, H, W), uint8, or float in [0, 1] where there are more than 8 bits.
+
+    least: a JPEG of a path, file or bytes may come at a half, a quarter or an eighth of its size, the short side no less than this: its
+    decoder then leaves out frequencies that a resize would drop, in a fraction of the time.
+    """
     name = _name(source)
     if isinstance(source, Tensor):
         return _from_array(source.detach().cpu(), name)
@@ -51,7 +55,7 @@ def pixels(source: Source) -> Tensor:
             raise _wrong_array(name, source.shape, source.dtype)
         array = torch.from_numpy(np.ascontiguousarray(source).astype(source.dtype.newbyteorder("="), copy=False))
         return _from_array(array.permute(2, 0, 1) if array.ndim == 3 else array, name)
-    return _decode(source, name) if isinstance(source, Image.Image) else _read(source, name)
+    return _decode(source, name) if isinstance(source, Image.Image) else _read(source, name, least)
 
 
 def save(image: Tensor, path: str | os.PathLike) -> Path:
@@ -111,7 +115,7 @@ def _name(source: Source) -> str:
     return f"the picture given as {type(source).__name__}"
 
 
-def _read(source, name: str) -> Tensor:
+def _read(source, name: str, least: int | None = None) -> Tensor:
     """A path, bytes or file to pixels: uint8 or float (3, H, W)."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
@@ -136,6 +140,8 @@ def _read(source, name: str) -> Tensor:
     except Exception as error:
         raise ImageError(f"{name} is no image that can be read here: convert it to PNG or JPEG") from error
     with image:
+        if least and image.format == "JPEG" and min(image.size) > least:
+            image.draft(None, [-(-side * least // min(image.size)) for side in image.size])
         return _decode(image, name)
 
 

@@ -41,6 +41,24 @@ def test_a_folder_of_pairs_becomes_a_store_and_goes_on(tmp_path):
     assert found.returncode != 0 and "nowhere is no folder" in found.stderr and "Traceback" not in found.stderr
 
 
+def test_processes_of_a_launch_share_the_parts(tmp_path):
+    from PIL import Image
+
+    from lvmlab.store import SHARD, Store
+
+    (tmp_path / "pairs").mkdir()
+    for i in range(SHARD + 3):
+        for name in (f"{i:02d}.png", f"{i:02d}-label.png"):
+            Image.new("RGB", (64, 64), (7 * i, 100, 200)).save(tmp_path / "pairs" / name)
+    # without a GPU --multi_gpu is how accelerate is told of several processes on one machine: gloo joins them
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
+              "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lvmlab", "tokenize"]  # fmt: skip
+    found = subprocess.run([*launch, str(tmp_path / "store"), str(tmp_path / "pairs")], capture_output=True, text=True, timeout=280)
+    assert found.returncode == 0, found.stderr
+    assert f"process 0: {SHARD} members" in found.stdout and "process 1: 3 members" in found.stdout
+    assert found.stdout.count("holds") == 1 and Store(tmp_path / "store").counts() == {"pairs": SHARD + 3}
+
+
 def test_folders_and_runs_are_named_without_flags():
     for command in ("train", "train-tokenizer"):
         found = lvmlab(command, "--help")

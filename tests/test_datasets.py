@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+from lvmlab import augment, images
 from lvmlab import datasets as ds
 from lvmlab.tasks import skeleton
 
@@ -140,6 +141,26 @@ def test_a_copy_moves_image_and_label_alike(tmp_path):
     assert len(found) == 20 and all(np.abs(a.astype(int) - b).max() <= 1 for name, (a, b) in found.items() if "a.png" in name)
     assert len({bytes(p) for p in found.values()}) == 20
     assert any(p[0, 8, 0, 2] > 200 for n, p in found.items() if "b.png" in n), "some copy is flipped: blue lies left"
+
+
+def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path):
+    for name in ("a", "a-label"):
+        rng = np.random.default_rng(len(name))
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((640, 480), Image.BICUBIC)
+        coarse.save(tmp_path / f"{name}.jpg", quality=95)
+        coarse.save(tmp_path / f"{name}.bmp")
+    assert images.pixels(tmp_path / "a.jpg").shape == (3, 480, 640) and images.pixels(tmp_path / "a.jpg", least=96).shape == (3, 120, 160)
+    assert images.pixels(tmp_path / "a.jpg", least=121).shape == (3, 240, 320) and images.pixels(tmp_path / "a.jpg", least=481).shape == (3, 480, 640)
+    assert images.pixels(tmp_path / "a.bmp", least=96).shape == (3, 480, 640)
+    small = ds._files(tmp_path / "a.jpg", tmp_path / "a-label.jpg", 96)
+    whole = ds._files(tmp_path / "a.bmp", tmp_path / "a-label.jpg", 96)
+    assert [p.shape[-1] for p in (*small, *whole)] == [160, 160, 640, 640]
+    near, far = (augment.pictures(found, 64).astype(int) for found in (small, whole))
+    assert np.abs(near - far).mean() < 2.5
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "a.jpg").rename(tmp_path / "train" / "cat" / "a.jpg")
+    (row,) = rows(ds.image_folder(tmp_path / "train"), 64)
+    assert (row.pictures[0] == near[0]).all()
 
 
 def sam(folder, name, size=(90, 80), wrong=False, empty=False):

@@ -3,7 +3,8 @@
 import json
 import os
 
-from lvmlab import frozen
+import frozen
+
 from lvmlab.world import scenes
 
 

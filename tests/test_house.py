@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("paths", "files", "device", "images"),
     ("vqgan", "tokenizer", "lvm"),
-    ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "frozen"),
+    ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture"),
     ("muon", "train", "vqgan_train", "lvm_train", "prompting"),
     ("evaluate",),
     ("runs", "studies"),

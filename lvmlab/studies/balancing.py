@@ -9,16 +9,19 @@ mini-world itself varies crop and place when a pair is rendered; a pair that is 
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lvmlab import evaluate, paths, runs
 from lvmlab.lvm import LVM, Shape
 from lvmlab.lvm_train import Recipe, load_lvm, train_lvm
 from lvmlab.mixture import Mixture
 from lvmlab.store import build
+from lvmlab.studies.tokenizer import across_seeds
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig
 from lvmlab.worlds import World
@@ -147,6 +150,37 @@ def skills(record: dict, task: str) -> np.ndarray:
 def final_losses(record: dict, task: str) -> np.ndarray:
     """Cross entropy of the answers in nats a token, of every seed."""
     return np.array([row["losses"][task]["cross entropy"] for row in record["result"]])
+
+
+def realised(record: dict) -> dict[str, float]:
+    """The share of sentences that each task had in fact, over the whole training and all seeds."""
+    points = [point["shares"] for row in record["result"] for point in row["curve"][1:]]  # the first is of one batch
+    return {task: float(np.mean([shares.get(task, 0.0) for shares in points])) for task in TASKS}
+
+
+def answers(record: dict, task: str) -> torch.Tensor:
+    """The first seed's answers to the first val prompts: tokens (SHOWN, answers, N), as `lvmlab.evaluate.picture` draws them."""
+    return torch.tensor(record["result"][0]["answers"][task])
+
+
+def provenance(records: dict[str, dict]) -> str:
+    """What a caption has to say of stored runs."""
+    rows = [row for record in records.values() for row in record["result"]]
+    first = next(iter(records.values()))
+    setting, commits = first["config"]["setting"], sorted({record["commit"] for record in records.values()})
+    return (f"{len(records)} runs of {STUDY}, {setting['seeds']} seeds each, {setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens a training, "
+            f"{sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, torch {first['versions']['torch']}")
+
+
+def effects(records: dict[str, dict], task: str, value: Callable[[dict, str], np.ndarray] = final_losses) -> dict[str, tuple[float, float, float]]:
+    """What sampling and augmentation do to a task, each apart from the other: (mean, low, high), 95 % t intervals over paired seeds.
+
+    The 2x2 of {natural, balanced} x {plain, augmented}: an effect is the mean of its two differences; the interaction is how much more
+    augmentation does when the tasks are balanced. Arms of a seed begin with the same weights, so the differences are taken by seed.
+    """
+    natural, grown, even, both = (value(records[name], task) for name in list(ARMS)[:4])
+    return {"sampling": across_seeds((even - natural + both - grown) / 2), "augmentation": across_seeds((grown - natural + both - even) / 2),
+            "interaction": across_seeds(both - even - grown + natural)}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -239,7 +239,7 @@ def _scores(folder, pool: Pool, per_kind: int = 128) -> tuple[dict[str, float], 
     return score(model, pool, per_kind) | {"perplexity": round(code_use(tokens, model.codes).perplexity, 1)}, model.codes
 
 
-def across_seeds(values: list[float]) -> tuple[float, float, float]:
+def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and its 95 % t interval; without a spread to go by (one seed) the interval is infinite."""
     mean = float(np.mean(values))
     if len(values) < 2:

@@ -1,6 +1,6 @@
 """mini-world, frozen: its parameters and the hashes of its sources and of its fixed val, test and shifted prompts.
 
-`assets/world/mini-world-v1.json` was written before any model was trained; `python -m lvmlab.frozen` recomputes it and
+`assets/world/mini-world-v1.json` was written before any model was trained; `python tests/frozen.py` recomputes it and
 names what differs, `--write` writes it (only ever for a new version of the world).
 """
 
