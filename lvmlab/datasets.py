@@ -31,9 +31,10 @@ FOLDERS = (("images", "labels"), ("image", "label"), ("images", "masks"), ("inpu
            ("A", "B"), ("JPEGImages", "SegmentationClass"))  # fmt: skip
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike",
                "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")  # fmt: skip
-READERS = 4  # threads that read members of a data set
+READERS = 2  # threads that read members of a data set
 PALETTE = 0.25, 0.75  # SA-1B's masks are painted in colours from 64 to 255, so that none is the ground's black
-_BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, SyntaxError)  # what a damaged file makes its decoder raise
+_BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError, SyntaxError,
+           Image.DecompressionBombError)  # what a damaged file makes its decoder raise
 
 
 class Broken(ValueError):
@@ -138,7 +139,7 @@ def _files(image: Path, label: Path, least: int) -> tuple:
     if {image.suffix.lower(), label.suffix.lower()} <= {".jpg", ".jpeg"}:
         with Image.open(image) as one, Image.open(label) as other:
             if (one.format, one.size) == (other.format, other.size):
-                return _alike(_image(image, least), _image(label, least))
+                return _alike(_image(one, least), _image(other, least))
     return _alike(_image(image), _label(label))
 
 

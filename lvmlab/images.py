@@ -44,7 +44,7 @@ def load(source: Source, size: int | None = None) -> Tensor:
 def pixels(source: Source, least: int | None = None) -> Tensor:
     """What `load` makes of a picture of any kind before it is resized: (3, H, W), uint8, or float in [0, 1] where there are more than 8 bits.
 
-    least: a JPEG of a path, file or bytes may come at a half, a quarter or an eighth of its size, the short side no less than this: its
+    least: a JPEG that is not decoded yet may come at a half, a quarter or an eighth of its size, the short side no less than this: its
     decoder then leaves out frequencies that a resize would drop, in a fraction of the time.
     """
     name = _name(source)
@@ -55,7 +55,7 @@ def pixels(source: Source, least: int | None = None) -> Tensor:
             raise _wrong_array(name, source.shape, source.dtype)
         array = torch.from_numpy(np.ascontiguousarray(source).astype(source.dtype.newbyteorder("="), copy=False))
         return _from_array(array.permute(2, 0, 1) if array.ndim == 3 else array, name)
-    return _decode(source, name) if isinstance(source, Image.Image) else _read(source, name, least)
+    return _decode(source, name, least) if isinstance(source, Image.Image) else _read(source, name, least)
 
 
 def save(image: Tensor, path: str | os.PathLike) -> Path:
@@ -140,18 +140,18 @@ def _read(source, name: str, least: int | None = None) -> Tensor:
     except Exception as error:
         raise ImageError(f"{name} is no image that can be read here: convert it to PNG or JPEG") from error
     with image:
-        if least and image.format == "JPEG" and min(image.size) > least:
-            image.draft(None, [-(-side * least // min(image.size)) for side in image.size])
-        return _decode(image, name)
+        return _decode(image, name, least)
 
 
-def _decode(image: Image.Image, name: str) -> Tensor:
+def _decode(image: Image.Image, name: str, least: int | None = None) -> Tensor:
     """A PIL image of any mode to uint8 or float (3, H, W)."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise _too_large(name, image.size)
     if not image.width or not image.height:
         raise ImageError(f"{name} has no pixels ({image.width}x{image.height}): export it again")
     try:
+        if least and image.format == "JPEG" and min(image.size) > least:
+            image.draft(None, [-(-side * least // min(image.size)) for side in image.size])
         image.load()
     except Exception as error:
         raise ImageError(f"{name} is truncated or damaged ({error}): download or export it again") from error
