@@ -179,7 +179,7 @@ def stages(folder: str | Path) -> list[dict]:
     more, last = checkpoint["identity"]["more"], log[-1]
     device = next((record["device"] for record in log if "device" in record), "unknown")
     own = {"steps": checkpoint["step"], "tokens": checkpoint["step"] * more["recipe"]["tokens"], "hours": round(last["seconds"] / 3600, 3),
-           "device": device, "loss": round(last["loss"], 4)}
+           "device": device, "loss": round(last.get("mean_loss", last["loss"]), 4)}
     return [*more.get("stages", []), own]
 
 

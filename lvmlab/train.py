@@ -136,7 +136,7 @@ def train(
 
     with ThreadPoolExecutor(1) as pool, bar:
         ahead = pool.submit(batches, number(first, 0))
-        mark, mark_items = started, 0
+        mark, mark_items, recent = started, 0, []
         for step in range(first, config.steps):
             lr = config.lr_at(step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -163,12 +163,14 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
+            recent.append(metrics["loss"])
             items += int(metrics.pop("items", 0)) * workers
             now = time.perf_counter()
             spent, final = budget_s is not None and now - started > budget_s, step + 1 == config.steps
             bar.update()
             if step % config.log_every == 0 or final or spent:
                 rate = (items - mark_items) / max(now - mark, 1e-9)
+                metrics["mean_loss"] = sum(recent) / len(recent)  # of the steps since the last record: one batch's says little
                 record = {"step": step, **{k: round(v, 6) for k, v in metrics.items()}, "lr": lr, "items_per_second": round(rate, 1),
                           "seconds": round(seconds_before + now - started, 1)}
                 if mark == started:  # the first record of this call
@@ -179,8 +181,8 @@ def train(
                 if accelerator.is_main_process:
                     with open(folder / LOG, "a") as f:
                         f.write(json.dumps(record) + "\n")
-                bar.set_postfix(loss=f"{metrics['loss']:.4f}", rate=f"{rate:,.0f}/s", refresh=False)
-                mark, mark_items = time.perf_counter(), items
+                bar.set_postfix(loss=f"{metrics['mean_loss']:.4f}", rate=f"{rate:,.0f}/s", refresh=False)
+                mark, mark_items, recent = time.perf_counter(), items, []
             if (step + 1) % config.save_every == 0 or final or spent:
                 if accelerator.is_main_process:
                     _save(folder, inner, optimizers, step + 1, identity)

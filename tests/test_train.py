@@ -223,7 +223,7 @@ def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
 
 def test_the_log_has_what_a_reader_needs(whole):
     record = read_log(whole[2])[-1]
-    assert {"step", "loss", "spread", "norm", "lr", "items_per_second", "seconds"} == record.keys()
+    assert {"step", "loss", "mean_loss", "spread", "norm", "lr", "items_per_second", "seconds"} == record.keys()
     assert record["lr"] == pytest.approx(CONFIG.lr_at(23)) and record["items_per_second"] > 0
 
 

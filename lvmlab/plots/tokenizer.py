@@ -162,7 +162,7 @@ def photograph_chart(tokenizer: Tokenizer, names: list[str], pictures: Tensor) -
     bars.set(xlabel="PSNR (dB) after the round trip", xlim=(0, 1.4 * values.max()), ylim=(-0.7, len(names) - 0.3))
     bars.legend(frameon=False, fontsize=8, loc="lower right")
     for row, (i, which) in zip(axes, ((order[-1], "best"), (order[0], "worst")), strict=True):
-        _show(row[1], pictures[i], f"{which}: {names[i].split('-')[-1]}")
+        _show(row[1], pictures[i], f"{which}:\n{names[i].split('-')[-1]}")
         _show(row[2], after[i], f"after, {values[i]:.1f} dB")
     return figure
 
@@ -216,7 +216,7 @@ class LiveLoss:
         pictures = self.items == "pictures"  # a language model's records have no pictures to compare
         left, right = (*figure.subplots(1, 1 + pictures, squeeze=False)[0], None)[:2]
         last = self.log[-1]
-        left.plot([r["step"] for r in self.log], [r["loss"] for r in self.log])
+        left.plot([r["step"] for r in self.log], [r.get("mean_loss", r["loss"]) for r in self.log])
         left.set(xlabel="step", ylabel="loss", yscale="log", xlim=(0, self.steps), title=f"step {last['step'] + 1} of {self.steps}, "
                  f"{last['seconds']:.0f} s, {last['items_per_second']:.0f} {self.items} a second")
         left.title.set_fontsize(10)
