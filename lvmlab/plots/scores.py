@@ -25,7 +25,7 @@ def table(rows: list[dict], title: str = "") -> str:
 
 def text(grid: Table) -> str:
     """A table as plain lines, without colours and trailing blanks."""
-    console = Console(width=190, force_terminal=False, no_color=True)
+    console = Console(width=190, force_terminal=False, force_jupyter=False, no_color=True)
     with console.capture() as capture:
         console.print(grid, markup=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
