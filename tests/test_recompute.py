@@ -1,0 +1,27 @@
+"""One arm of the balancing study at `smoke`, chosen by the commit, computed again for real and held to the stored interval."""
+
+from lvmlab import paths, runs
+from lvmlab.studies import balancing as study
+from lvmlab.studies.tokenizer import across_seeds
+
+SMOKE = study.SCALES["smoke"]
+SHIPPED = {row["config"]["arm"]: row for row in runs.listing()
+           if row["study"] == study.STUDY and row["where"] == "shipped" and row["config"]["setting"]["steps"] == SMOKE.steps}  # fmt: skip
+
+
+def test_what_is_stored_is_of_the_study_as_it_is_now():
+    assert SHIPPED, "no arm is stored: python -m lvmlab.studies.balancing --scale smoke"
+    for name, row in SHIPPED.items():
+        assert row["name"] == runs.key(study.STUDY, study.config(name, SMOKE))
+        assert row["seconds"] > 0 and set(row["versions"]) >= {"torch", "transformers"}
+
+
+def test_the_arm_that_the_commit_chooses_comes_out_as_it_is_stored(tmp_path, monkeypatch):
+    commit, names = runs.commit(), sorted(SHIPPED)
+    record = runs.load(SHIPPED[names[0 if commit == "unknown" else int(commit, 16) % len(names)]]["name"])
+    monkeypatch.setattr(paths, "cache", lambda: tmp_path)
+    again = runs.recompute(record["name"], study.compute)
+    for task in study.TASKS:
+        mean, low, high = across_seeds(study.final_losses(record, task))
+        found = study.final_losses(again, task).mean()
+        assert low <= found <= high, f"{record['config']['arm']}, {task}: {found:.3f} nats now, {mean:.3f} ({low:.3f} to {high:.3f}) stored"
