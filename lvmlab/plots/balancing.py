@@ -22,8 +22,8 @@ def arms_chart(records: dict[str, dict], what: str = "loss") -> Figure:
             error = [[mean - low], [high - mean]] if len(values) > 1 else None
             axis.errorbar([mean], [place - 0.1], xerr=error, fmt="s", ms=5, capsize=4, color=COLOURS[task])
         axis.set_title(f"{task} ({PAIRS[task]} pairs)", fontsize=10)
-        axis.set_xlabel("cross entropy of the answer, nats a token" if what == "loss" else "skill (0: best floor)", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
+    figure.supxlabel("cross entropy of the answer, nats a token" if what == "loss" else "skill (0: best floor)", fontsize=9)
     axes[0].set_yticks(range(len(records)), records)
     axes[0].invert_yaxis()
     return figure
