@@ -113,29 +113,28 @@ def _condition(prompt: Sentence, job: Job, index: int) -> Sentence:
     return Sentence(prompt.task, encoding, [*examples, query])
 
 
-def answer(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int = ANSWERS, batch: int = 50) -> torch.Tensor:
-    """Answers to prompts of one length, the query last: tokens (B, answers, N), sampled from a fixed seed; greedy where one is asked for."""
-    lvm.check_fits(tokenizer)
+def encoded(tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 50) -> torch.Tensor:
+    """Tokens of sentences of one length, their answers included: (B, T)."""
+    parts = [sentences[first : first + batch] for first in range(0, len(sentences), batch)]
+    return torch.cat([tokenizer.encode(from_uint8(np.concatenate([s.pictures() for s in part]))).view(len(part), -1) for part in parts])
+
+
+def answer(lvm: LVM, tokens: torch.Tensor, n: int, answers: int = ANSWERS, batch: int = 50) -> torch.Tensor:
+    """Answers in the place of the last ``n`` of ``tokens`` (B, T): (B, answers, n), sampled from a fixed seed; greedy where one is asked for."""
     found = []
-    for first in range(0, len(sentences), batch):
-        part = sentences[first : first + batch]
-        pictures = np.concatenate([s.pictures()[:-1] for s in part])  # the last label is the question
-        tokens = tokenizer.encode(from_uint8(pictures)).view(len(part), -1)
-        options = {"sample": True, "generator": torch.Generator().manual_seed(first), "answers": answers} if answers > 1 else {}
-        found.append(complete_tokens(lvm, tokens, tokenizer.tokens, **options).tokens)
+    for i, part in enumerate(tokens[:, :-n].split(batch)):
+        options = {"sample": True, "generator": torch.Generator().manual_seed(i * batch), "answers": answers} if answers > 1 else {}
+        found.append(complete_tokens(lvm, part, n, **options).tokens)
     return torch.cat(found)
 
 
 @torch.inference_mode()
-def answer_loss(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 32) -> np.ndarray:
-    """Cross entropy of the true answer's tokens after the prompt, in nats a token, of each sentence: (B,)."""
-    lvm.check_fits(tokenizer)
-    found, n = [], tokenizer.tokens
-    for first in range(0, len(sentences), batch):
-        part = sentences[first : first + batch]
-        tokens = tokenizer.encode(from_uint8(np.concatenate([s.pictures() for s in part]))).view(len(part), -1).to(lvm.device)
-        logits = lvm.llama.lm_head(lvm.hidden(tokens[:, :-1])[:, -n:]).float()  # (B, n, codes)
-        found.append(torch.nn.functional.cross_entropy(logits.mT, tokens[:, -n:].long(), reduction="none").mean(1).cpu())
+def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> np.ndarray:
+    """Cross entropy of the last ``n`` of ``tokens`` (B, T), the true answers, in nats a token, of each sentence: (B,). See `encoded`."""
+    found = []
+    for part in tokens.to(lvm.device).split(batch):
+        logits = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, -n:]).float()  # (B, n, codes)
+        found.append(torch.nn.functional.cross_entropy(logits.mT, part[:, -n:].long(), reduction="none").mean(1).cpu())
     return torch.cat(found).numpy()
 
 
@@ -157,14 +156,15 @@ def picture(tokenizer: Tokenizer, tokens: torch.Tensor) -> np.ndarray:
 
 def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int = ANSWERS) -> np.ndarray:
     """`answer` as `picture`: uint8 (B, S, S, 3)."""
-    return picture(tokenizer, answer(lvm, tokenizer, sentences, answers))
+    lvm.check_fits(tokenizer)
+    return picture(tokenizer, answer(lvm, encoded(tokenizer, sentences), tokenizer.tokens, answers))
 
 
 class Scorer:
     """Scores answers to one job's prompts; the ceiling and the floors are worked out once and kept for the next model."""
 
     def __init__(self, job: Job, tokenizer: Tokenizer):
-        self.job, self.task = job, tasks.get(job.task)
+        self.job, self.task, self.tokenizer = job, tasks.get(job.task), tokenizer
         self.sentences = prompts(job)
         self.queries, self.encodings = [s.pairs[-1] for s in self.sentences], [s.encoding for s in self.sentences]
         self.sources = np.array([q.source for q in self.queries])
@@ -175,6 +175,11 @@ class Scorer:
         if "query" in floors:
             floors["query through tokenizer"] = to_uint8(tokenizer.round_trip(from_uint8(asked)))
         self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
+
+    @functools.cached_property
+    def tokens(self) -> torch.Tensor:
+        """The prompts and their true answers, (B, T)."""
+        return encoded(self.tokenizer, self.sentences)
 
     def scores(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         return self.task.scores(pictures, self.queries, self.encodings)
@@ -232,7 +237,7 @@ def evaluate(
                 continue
             scorer = scorer or Scorer(job, tokenizer)
             started = time.perf_counter()
-            tokens = answer(lvm, tokenizer, scorer.sentences, job.answers)
+            tokens = answer(lvm, scorer.tokens, tokenizer.tokens, job.answers)
             scores = scorer.scores(picture(tokenizer, tokens))
             found = scorer.rows(scores, name, time.perf_counter() - started)
             own = scores[scorer.task.metric].round(4)

@@ -47,7 +47,7 @@ def test_an_arm_is_trained_scored_and_goes_on_where_it_was_stopped(cache):
     tail = Store(study.store(TINY, False))
     assert tail.counts()["pose"] == 15 * 31 and Store(study.store(TINY, False), copies=0).counts()["pose"] == 15
     folder = cache / "studies" / record["name"]
-    (folder / "seed-1" / "row.json").unlink()  # as if it had been stopped before the last score
+    (folder / "seed-1" / "val.json").unlink()  # as if it had been stopped before the last score
     again = study.arm("balanced, 10 copies", TINY, again=True)
     assert [{**r, "seconds": 0} for r in again["result"]] == [{**r, "seconds": 0} for r in record["result"]]
     assert runs.load(record["name"])["config"]["arm"] == "balanced, 10 copies"

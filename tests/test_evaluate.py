@@ -52,7 +52,7 @@ def test_both_right_takes_the_straight_answers_where_they_are_known(tokenizer, l
 
 def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     asked = ev.prompts(ev.Job("pose", prompts=3, examples=2, split="val"))
-    found = ev.answer_loss(lvm, tokenizer, asked, batch=2)
+    found = ev.answer_loss(lvm, ev.encoded(tokenizer, asked), tokenizer.tokens, batch=2)
     for sentence, loss in zip(asked, found, strict=True):
         tokens = tokenizer.encode(ev.from_uint8(sentence.pictures())).view(1, -1).clone()
         weights = torch.zeros(tokens.shape).index_fill(1, torch.arange(tokens.shape[1] - 64, tokens.shape[1]), 1.0)
@@ -166,8 +166,8 @@ def test_the_gallery_shows_the_worst_answers_one_a_source(tokenizer, lvm, tmp_pa
 
 
 def test_the_answer_is_the_mean_of_sampled_ones_or_the_greedy_one(tokenizer, lvm):
-    asked = ev.prompts(ev.Job("segmentation", prompts=2, split="val"))
-    tokens, again, greedy = ev.answer(lvm, tokenizer, asked), ev.answer(lvm, tokenizer, asked), ev.answer(lvm, tokenizer, asked, answers=1)
+    asked = ev.encoded(tokenizer, ev.prompts(ev.Job("segmentation", prompts=2, split="val")))
+    tokens, again, greedy = ev.answer(lvm, asked, 64), ev.answer(lvm, asked, 64), ev.answer(lvm, asked, 64, answers=1)
     assert tokens.shape == (2, ev.ANSWERS, 64) and torch.equal(tokens, again) and greedy.shape == (2, 1, 64)
     assert len(tokens[0].unique(dim=0)) > 1
     whole = tokenizer.decode(tokens[0]).mean(0).mul(255).round()

@@ -8,6 +8,7 @@ mini-world itself varies crop and place when a pair is rendered; a pair that is 
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from lvmlab import evaluate, paths, runs
+from lvmlab.device import precision
 from lvmlab.lvm import LVM, Shape
 from lvmlab.lvm_train import Recipe, load_lvm, train_lvm
 from lvmlab.mixture import Mixture
@@ -32,6 +34,7 @@ PAIRS = {"segmentation": 2000, "derain": 300, "pose": 75}  # the long tail
 FEW = {"derain": (("photographs", 30),), "pose": (("bodies", 10), ("photographs", 10))}
 COPIES = {"derain": 10, "pose": 30}
 EVEN = dict.fromkeys(TASKS, 1.0)
+CURVE = 32  # val prompts that the curves are of
 SHOWN = 3  # first val prompts of each task whose answers are kept, of the first seed
 MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters
 
@@ -69,8 +72,9 @@ class Setting:
     seeds: int = 3
     shrink: int = 1
     prompts: int = 64
-    curve: int = 12
+    curve: int = 20
     lr: float = 2e-3
+    precision: str = "auto"
 
     def pairs(self, task: str, full: bool) -> tuple[int, int]:
         """Groups, and pairs a group, of a task: groups of 15 or 16 share an encoding."""
@@ -78,14 +82,14 @@ class Setting:
         return max(1, wanted // group), group
 
 
-SCALES = {"smoke": Setting(steps=40, tokens=1024, shrink=20, prompts=8, curve=2), "study": Setting()}
+SCALES = {"smoke": Setting(steps=40, tokens=1024, shrink=20, prompts=8, curve=2, precision="fp32"), "study": Setting()}
 
 
-def config(arm: str, setting: Setting) -> dict:
-    """All that decides an arm's outcome, as plain JSON: what its run is named by."""
+def config(arm: str, setting: Setting, split: str = "val") -> dict:
+    """All that decides an arm's outcome, as plain JSON: what its run is named by. split: that it is scored on."""
     tokenizer = Tokenizer.from_pretrained("mini", device="cpu").fingerprint
     whole = {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "shape": asdict(MICRO), "tokenizer": tokenizer,
-             "pairs": PAIRS, "few": FEW, "copies": COPIES}
+             "pairs": PAIRS, "few": FEW, "copies": COPIES, "split": split}
     return json.loads(json.dumps(whole))
 
 
@@ -100,43 +104,49 @@ def store(setting: Setting, full: bool) -> Path:
     return folder
 
 
-def arm(name: str, setting: Setting, *, again: bool = False) -> dict:
-    """The stored run of an arm, or a new one."""
-    return runs.run(STUDY, config(name, setting), compute, again=again)
+def arm(name: str, setting: Setting, split: str = "val", *, again: bool = False, compiled: bool = False) -> dict:
+    """The stored run of an arm, or a new one. split: "val" to choose by; "test" once, for the arm that was chosen. compiled: see `train_lvm`."""
+    return runs.run(STUDY, config(name, setting, split), functools.partial(compute, compiled=compiled), again=again)
 
 
-def compute(wanted: dict) -> list[dict]:
+def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the evaluation, losses, answers}."""
     setting, chosen = Setting(**wanted["setting"]), ARMS[wanted["arm"]]
     data, tokenizer = store(setting, chosen.full), Tokenizer.from_pretrained("mini")
-    asked = {task: evaluate.Scorer(evaluate.Job(task, prompts=setting.prompts, split="val"), tokenizer) for task in TASKS}
-    return [_train(wanted, setting, chosen, seed, data, tokenizer, asked) for seed in range(setting.seeds)]
+    scorers = {split: {task: evaluate.Scorer(evaluate.Job(task, prompts=setting.prompts, split=split), tokenizer) for task in TASKS}
+               for split in {"val", wanted["split"]}}
+    return [_train(wanted, setting, chosen, seed, data, tokenizer, scorers, compiled) for seed in range(setting.seeds)]
 
 
-def _train(wanted: dict, setting: Setting, chosen: Arm, seed: int, data: Path, tokenizer: Tokenizer, asked: dict) -> dict:
-    folder = paths.cache() / "studies" / runs.key(STUDY, wanted) / f"seed-{seed}"
-    done = folder / "row.json"
+def _train(wanted: dict, setting: Setting, chosen: Arm, seed: int, data: Path, tokenizer: Tokenizer, scorers: dict,
+           compiled: bool) -> dict:
+    # one training serves both splits; its curve is always val's
+    folder = paths.cache() / "studies" / runs.key(STUDY, wanted | {"split": "val"}) / f"seed-{seed}"
+    done = folder / f"{wanted['split']}.json"
     if done.exists():
         return json.loads(done.read_text())
     print(f"{wanted['arm']}, seed {seed}")
     recipe = Recipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=chosen.mixture)
     # every arm of a seed begins with the same weights; the rate stays, for where it falls the last task would be learned least
     training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr, warmup=max(1, setting.steps // 20), optimizer="muon", seed=seed,
-                           precision="fp32", log_every=max(1, setting.steps // setting.curve), save_every=max(1, setting.steps // 10))
+                           precision=setting.precision, log_every=max(1, setting.steps // setting.curve), save_every=max(1, setting.steps // 10))
 
     def losses(record: dict, lvm: LVM) -> None:
-        record["losses"] = {task: float(evaluate.answer_loss(lvm, tokenizer, scorer.sentences[:32]).mean()) for task, scorer in asked.items()}
+        record["losses"] = {task: float(evaluate.answer_loss(lvm, scorer.tokens[:CURVE], tokenizer.tokens).mean())
+                            for task, scorer in scorers["val"].items()}
 
-    log = train_lvm(data, folder, shape=MICRO, config=training, recipe=recipe, codebook=tokenizer.net.quantize.table().cpu(), on_log=losses)
+    log = train_lvm(data, folder, shape=MICRO, config=training, recipe=recipe, codebook=tokenizer.net.quantize.table().cpu(), on_log=losses,
+                    compiled=compiled)
     lvm = load_lvm(folder)
     scores, final, answers = [], {}, {}
-    for task, scorer in asked.items():
-        tokens = evaluate.answer(lvm, tokenizer, scorer.sentences)
+    for task, scorer in scorers[wanted["split"]].items():
+        tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens)
         answers[task] = tokens[:SHOWN].tolist() if seed == 0 else []
         rows = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), wanted["arm"], 0.0)
         scores.append({k: rows[0][k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")})
-        final[task] = evaluate.perplexities(evaluate.answer_loss(lvm, tokenizer, scorer.sentences))
-    row = {"seed": seed, "seconds": log[-1]["seconds"], "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log],
+        final[task] = evaluate.perplexities(evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens))
+    row = {"seed": seed, "seconds": log[-1]["seconds"], "device": log[0]["device"], "precision": precision(setting.precision),
+           "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log],
            "scores": scores, "losses": final, "answers": answers}
     done.write_text(json.dumps(row))
     return row
@@ -186,10 +196,12 @@ def effects(records: dict[str, dict], task: str, value: Callable[[dict, str], np
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=tuple(SCALES), default="study")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="that is scored: test once, for the arm chosen on val")
+    parser.add_argument("--compiled", action="store_true", help="layers under torch.compile")
     parser.add_argument("arms", nargs="*", help="names of arms; all by default")
     args = parser.parse_args()
     for name in args.arms or ARMS:
-        record = arm(name, SCALES[args.scale])
+        record = arm(name, SCALES[args.scale], args.split, compiled=args.compiled)
         print(runs.promote(record["name"]), {task: round(float(skills(record, task).mean()), 3) for task in TASKS})
 
 

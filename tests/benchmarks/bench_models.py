@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from lvmlab import paths, tasks
 from lvmlab.device import default_device, precision
-from lvmlab.evaluate import Job, Scorer, answer, picture
+from lvmlab.evaluate import Job, Scorer, answer, encoded, picture
 from lvmlab.images import from_uint8
 from lvmlab.lvm import LVM
 from lvmlab.lvm_train import SHARES, Recipe, weights
@@ -100,7 +100,7 @@ def skill(name: str, model: str, tokenizer: Tokenizer) -> Row:
     scorer = Scorer(Job("segmentation", prompts=PROMPTS, split="val"), fp32)
     skills = {}
     for which, speaker in (("auto", tokenizer), ("fp32", fp32)):
-        pictures = picture(fp32, answer(lvm, speaker, scorer.sentences))
+        pictures = picture(fp32, answer(lvm, encoded(speaker, scorer.sentences), speaker.tokens))
         skills[which] = scorer.rows(scorer.scores(pictures), model, 0.0)[0]["skill"]
     ours, theirs = (float("nan") if v is None else v for v in skills.values())
     what = (f"{model}'s skill at segmentation, {PROMPTS} validation prompts encoded in {tokenizer.precision} (auto) against fp32; the ratio is the "
