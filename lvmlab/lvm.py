@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -273,13 +273,15 @@ class LVM(nn.Module):
         self.check_tokens(tokens)
         return self.llama.model(input_ids=tokens.to(torch.int64), use_cache=False).last_hidden_state
 
-    def forward(self, tokens: Tensor, weights: Tensor | None = None, *, read: Tensor | None = None, return_loss: bool = False) -> Tensor:
-        """Tokens (B, T) to logits (B, T, vocab), those at t for token t + 1; with return_loss, what `loss` returns.
+    def forward(self, tokens: Tensor, weights: Tensor | None = None, *, read: Tensor | None = None,
+                criterion: Callable[..., Tensor] | None = None) -> Tensor:
+        """Tokens (B, T) to logits (B, T, vocab), those at t for token t + 1; with a criterion, what it makes of them.
 
-        Where the module is wrapped (DDP), call it with return_loss=True in place of `loss`.
+        criterion: as `cross_entropy` is, of hidden states (M, d), the head (vocab, d), targets (M,) and weights (M,). Where the module is
+        wrapped (DDP), call it with criterion=cross_entropy in place of `loss`.
         """
-        if not return_loss:
-            return self.llama.lm_head(self.hidden(tokens))
+        if criterion is None:
+            return self.llama.lm_head(self.hidden(tokens if read is None else read))
         self.check_tokens(tokens, least=2)
         if read is not None and read.shape != tokens.shape:
             raise ValueError(f"read has shape {tuple(read.shape)}: give one token for each of {tuple(tokens.shape)}")
@@ -287,7 +289,7 @@ class LVM(nn.Module):
             weights = _checked(weights, tokens)
         targets = tokens[:, 1:].flatten().to(torch.int64)
         hidden = self.hidden(tokens if read is None else read)[:, :-1].flatten(0, 1)  # (B, T, d) -> (B * (T - 1), d)
-        return cross_entropy(hidden, self.llama.lm_head.weight, targets, weights)
+        return criterion(hidden, self.llama.lm_head.weight, targets, weights)
 
     def loss(self, tokens: Tensor, weights: Tensor | None = None, *, read: Tensor | None = None) -> Tensor:
         """Mean cross entropy of the next token in nats, a scalar; the logits are never held whole.
@@ -297,7 +299,7 @@ class LVM(nn.Module):
         (in DeLVM's release it is not). read: (B, T), what the model reads where that is not what it is to write (a training with
         disturbed inputs). Raises ValueError for a bad shape, length, id or weight.
         """
-        return self(tokens, weights, read=read, return_loss=True)
+        return self(tokens, weights, read=read, criterion=cross_entropy)
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

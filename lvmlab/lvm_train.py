@@ -12,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lvmlab.lvm import LVM, Shape
+from lvmlab.device import default_device
+from lvmlab.distill import Objective, check, criterion
+from lvmlab.lvm import LVM, Shape, cross_entropy
 from lvmlab.mixture import Mixture
+from lvmlab.prompting import complete_tokens
 from lvmlab.store import Store
+from lvmlab.teacher import Frozen, said
 from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
 
 NATURAL = {"derain": 0.3, "motion": 0.4}  # photographs: many tokens would do nearly as well as the true one, so their loss is mostly noise
@@ -105,24 +109,59 @@ def recode(tokens: Tensor, names: list[str], pairs: int, shares: dict[str, float
     return torch.from_numpy(written.reshape(len(tokens), -1))
 
 
+class Drawn:
+    """Training batches drawn from a token store as a recipe says, each a function of its place alone.
+
+    codes: that `recode` may write; None: all.
+    """
+
+    def __init__(self, store: str | Path, recipe: Recipe, *, steps: int, seed: int, tokens_per_image: int = 64, codes: np.ndarray | None = None):
+        self.data = Store(store, copies=recipe.mixture.most_copies)
+        self.recipe, self.steps, self.seed, self.n, self.codes = recipe, steps, seed, tokens_per_image, codes
+        self.counts, self.pictures = self.data.counts(), {task: rows.pictures for task, rows in self.data.tasks.items()}
+
+    @property
+    def identity(self) -> dict:
+        return {"recipe": asdict(self.recipe), "store": self.data.meta} | ({} if self.codes is None else {"codes": len(self.codes)})
+
+    def __call__(self, step: int, part: int, parts: int) -> dict:
+        """{tokens (B, T), read (B, T), weights (B, T), tasks and sources of each} of one of a step's parts."""
+        pairs, number = self.recipe.pairs(step, self.steps), step * parts + part
+        size = max(1, self.recipe.tokens // (parts * pairs * 2 * self.n))
+        shares = self.recipe.mixture.shares(self.counts, step, self.steps)
+        tokens, names, rows = self.data.batch(number, size, pairs, shares, self.seed)
+        if self.recipe.recode:
+            tokens = recode(tokens, names, pairs, self.recipe.recode, self.codes, np.random.default_rng((self.seed, number, 2)))
+        read = disturb(tokens, pairs, self.recipe.noise, np.random.default_rng((self.seed, number, 1)))
+        return {"tokens": tokens, "read": read, "weights": weights(names, pairs, self.n, self.recipe, self.pictures), "tasks": names, "rows": rows}
+
+    def culprit(self, batch: dict) -> str:
+        """The sources of a batch's sentences."""
+        return "; ".join(f"{task}: {', '.join(self.data.sources(task, rows))}" for task, rows in zip(batch["tasks"], batch["rows"], strict=True))
+
+
 def train_lvm(
-    store: str | Path, folder: str | Path, *, shape: str | Shape, config: TrainConfig, recipe: Recipe | None = None, tokens_per_image: int = 64,
-    codebook: Tensor | None = None, codes: np.ndarray | None = None, start: str | Path | None = None,
-    on_log: Callable[[dict, LVM], None] | None = None,
+    store: str | Path | Frozen, folder: str | Path, *, shape: str | Shape, config: TrainConfig, recipe: Recipe | None = None,
+    tokens_per_image: int = 64, codebook: Tensor | None = None, codes: np.ndarray | None = None, start: str | Path | None = None,
+    teacher: LVM | None = None, objective: Objective | None = None, on_log: Callable[[dict, LVM], None] | None = None,
     compiled: bool = False, budget_s: float | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Trains an LVM of a shape on a token store and returns the log; resumes from ``folder``, where `load_lvm` then finds the model.
 
+    store: a store's folder, or sentences that are drawn already (`lvmlab.teacher.Frozen`; the recipe then gives their pairs alone).
     codes: that `recode` may write; None: all. codebook: (K, D), the tokenizer's: embedding and head start from it (`LVM.start_from_codebook`).
     start: the folder of an earlier training, or of a pretrained model, of the same shape to go on from, with a fresh optimiser and
         sentences that no stage before has seen in this order.
+    objective: what to learn from a teacher, which is ``teacher`` or the cache of frozen sentences (`lvmlab.distill`); DeLVM's by default.
     on_log: called with each record, to which it may add, and the model as it is then.
     compiled: each layer under torch.compile: 1.3 times as fast on a CPU with bf16 units, but it wants a C++ compiler and half a minute.
     """
     recipe = recipe or Recipe()
-    data = Store(store, copies=recipe.mixture.most_copies)
-    counts, pictures, drawn = data.counts(), {task: rows.pictures for task, rows in data.tasks.items()}, Counter()
-    model = LVM.from_shape(shape, seed=config.seed)
+    before = stages(start) if start else []
+    model, frozen = LVM.from_shape(shape, seed=config.seed), isinstance(store, Frozen)
+    codes = np.arange(model.vocab) if codes is None and recipe.recode else codes
+    batches = store if frozen else Drawn(store, recipe, steps=config.steps, seed=config.seed + 1000 * len(before),
+                                         tokens_per_image=tokens_per_image, codes=codes)  # fmt: skip
     longest = max(pairs for _, pairs in recipe.phases)
     if longest * 2 * tokens_per_image > model.context:
         raise ValueError(f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, the model reads {model.context}: at most "
@@ -134,27 +173,16 @@ def train_lvm(
     if start:
         pretrained = (Path(start) / "config.json").is_file()
         model.load_state_dict(LVM.from_pretrained(start, device="cpu").state_dict() if pretrained else load_checkpoint(start)["model"])
-
-    before = stages(start) if start else []
-    seed = config.seed + 1000 * len(before)
+    said_by = _taught(model, batches, teacher, objective, config.seed, tokens_per_image) if teacher or objective or frozen and store.cache else None
     if compiled:
         for layer in model.llama.model.layers:
             layer.compile(dynamic=False)
+    drawn = Counter()
 
-    def batch(number: int) -> dict:
-        step = number // config.accumulation
-        pairs = recipe.pairs(step, config.steps)
-        size = max(1, recipe.tokens // (config.accumulation * pairs * 2 * tokens_per_image))
-        tokens, names = data.batch(number, size, pairs, recipe.mixture.shares(counts, step, config.steps), seed)
-        if recipe.recode:
-            allowed = np.arange(model.vocab) if codes is None else codes
-            tokens = recode(tokens, names, pairs, recipe.recode, allowed, np.random.default_rng((seed, number, 2)))
-        read = disturb(tokens, pairs, recipe.noise, np.random.default_rng((seed, number, 1)))
-        return {"tokens": tokens, "read": read, "weights": weights(names, pairs, tokens_per_image, recipe, pictures), "tasks": names}
-
-    def loss(model, batch: dict) -> tuple[Tensor, dict[str, float]]:
+    def loss(net, batch: dict) -> tuple[Tensor, dict[str, float]]:
         drawn.update(batch["tasks"])
-        value = model(batch["tokens"], batch["weights"], read=batch["read"], return_loss=True)
+        batch, criterion = said_by(batch) if said_by else (batch, cross_entropy)
+        value = net(batch["tokens"], batch["weights"], read=batch["read"], criterion=criterion)
         return value, {"items": float(batch["tokens"].numel())}
 
     def log(record: dict) -> None:
@@ -163,11 +191,53 @@ def train_lvm(
         if on_log:
             on_log(record, model)
 
-    named = shape if isinstance(shape, str) else asdict(shape)
-    identity = {"shape": named, "recipe": asdict(recipe), "store": data.meta, "codebook": codebook is not None}
-    identity |= {} if codes is None else {"codes": len(codes)}
+    identity = {"shape": shape if isinstance(shape, str) else asdict(shape), **batches.identity, "codebook": codebook is not None}
     identity |= {"stages": before} if start else {}
-    return train(model, batch, loss, config, folder, log, identity=identity, budget_s=budget_s, progress=progress)
+    if said_by:
+        identity |= {"objective": asdict(objective or Objective()), "teacher": teacher.fingerprint() if teacher else identity.get("teacher")}
+    return train(model, batches, loss, config, folder, log, identity=identity, culprit=batches.culprit, budget_s=budget_s, progress=progress)
+
+
+def _taught(model: LVM, batches, teacher: LVM | None, objective: Objective | None, seed: int,
+            n: int) -> Callable[[dict], tuple[dict, Callable]]:
+    """What makes a batch (and the criterion it is held to) of a batch: with the teacher's word on it. Raises ValueError where that cannot be had."""
+    objective = objective or Objective()
+    if teacher is None:
+        cache = getattr(batches, "cache", None)
+        check(objective, cache.word(np.arange(1)) if cache else None)
+    else:
+        if teacher.vocab != model.vocab:
+            raise ValueError(f"the teacher speaks {teacher.vocab} codes, the student {model.vocab}: give two models of one tokenizer")
+        teacher = teacher.to(default_device()).eval().requires_grad_(False)
+    projection = None
+    if objective.name == "hidden" and teacher.config.hidden_size != model.config.hidden_size:
+        projection = model.projection = nn.Linear(model.config.hidden_size, teacher.config.hidden_size, bias=False)
+
+    def of(batch: dict) -> tuple[dict, Callable]:
+        weights = None
+        if objective.name == "own":
+            batch, weights = _own_answers(model, batch, objective.share, seed, n)
+        word = said(teacher, batch["read"]) if teacher is not None else batch.get("word")
+        return batch, criterion(objective, word, weights=weights, projection=projection)
+
+    return of
+
+
+def _own_answers(model: LVM, batch: dict, share: float, seed: int, n: int) -> tuple[dict, Tensor]:
+    """A batch in which the student has written the last answer of some sentences, and the divergence's weights (M,): of those answers alone.
+
+    What it wrote is no target of the cross entropy.
+    """
+    tokens, read, weights = (batch[name].clone() for name in ("tokens", "read", "weights"))
+    own = max(1, round(share * len(tokens)))
+    rng = torch.Generator().manual_seed(int(tokens.sum()) + seed)  # a function of the batch
+    with torch.compiler.set_stance("force_eager"):  # each new length would be compiled
+        written = complete_tokens(model, tokens[:own, :-n], n, sample=True, generator=rng).tokens[:, 0].clone()
+    read[:own], tokens[:own, -n:] = torch.cat([tokens[:own, :-n], written], 1), written
+    weights[:own, -n:] = 0
+    divergence = torch.zeros_like(weights)
+    divergence[:own, -n:] = 1 / (own * n)
+    return batch | {"tokens": tokens, "read": read, "weights": weights}, divergence[:, 1:].flatten()
 
 
 def stages(folder: str | Path) -> list[dict]:
@@ -188,7 +258,7 @@ def load_lvm(folder: str | Path) -> LVM:
     checkpoint = load_checkpoint(folder)
     shape = checkpoint["identity"]["more"]["shape"]
     model = LVM.from_shape(shape if isinstance(shape, str) else Shape(**shape))
-    model.load_state_dict(checkpoint["model"])
+    model.load_state_dict({k: v for k, v in checkpoint["model"].items() if not k.startswith("projection.")})  # that served the training alone
     return model.eval()
 
 

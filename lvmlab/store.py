@@ -208,18 +208,19 @@ class Store:
         """How many rows of each task may be drawn."""
         return {task: len(rows) if (groups := self._groups[task]) is None else sum(map(len, groups)) for task, rows in self.tasks.items()}
 
-    def batch(self, step: int, size: int, pairs: int, shares: dict[str, float], seed: int) -> tuple[Tensor, list[str]]:
-        """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, and the task of each: a function of (seed, step)."""
+    def batch(self, step: int, size: int, pairs: int, shares: dict[str, float], seed: int) -> tuple[Tensor, list[str], list[np.ndarray]]:
+        """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, the task of each and its rows: a function of (seed, step)."""
         rng = np.random.default_rng((seed, step))
         names = [name for name in shares if name in self.tasks and shares[name] > 0]
         if not names:
             raise ValueError(f"none of {', '.join(shares)} is in the store (stored: {', '.join(self.tasks)}): build it with the tasks you train")
         weights = np.array([shares[name] for name in names])
         drawn = [str(name) for name in rng.choice(names, size, p=weights / weights.sum())]
-        return torch.from_numpy(np.stack([self.sentence(name, pairs, rng) for name in drawn]).astype(np.int64)), drawn
+        found = [self.sentence(name, pairs, rng) for name in drawn]
+        return torch.from_numpy(np.stack([tokens for tokens, _ in found]).astype(np.int64)), drawn, [rows for _, rows in found]
 
-    def sentence(self, task: str, pairs: int, rng: np.random.Generator) -> np.ndarray:
-        """Tokens (pairs * 2 * N,): pairs or images of one group in any order, or consecutive frames of a clip. Raises ValueError."""
+    def sentence(self, task: str, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (pairs * 2 * N,) and their rows: pairs or images of one group in any order, or consecutive frames of a clip. Raises ValueError."""
         rows, groups = self.tasks[task], self._groups[task]
         clip = rows.pictures > 2
         members = None if groups is None else groups[rng.integers(len(groups))]
@@ -235,7 +236,12 @@ class Store:
         if clip:
             first = 2 * int(rng.integers((rows.pictures - 2 * pairs) // 2 + 1))
             tokens = tokens[:, first : first + 2 * pairs]
-        return tokens.reshape(-1)
+        return tokens.reshape(-1), chosen
+
+    def sources(self, task: str, rows: np.ndarray) -> list[str]:
+        """The source ids of rows of a task; for an error message: it reads the whole column."""
+        codes, names = self.tasks[task].codes("source")
+        return [names[code] for code in codes[rows]]
 
 
 def export_parquet(store: str | Path, out: str | Path) -> list[Path]:

@@ -85,25 +85,27 @@ class TrainConfig:
 
 def train(
     model: nn.Module,
-    batches: Callable[[int], Any],
+    batches: Callable[[int, int, int], Any],
     loss: Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]],
     config: TrainConfig,
     folder: str | Path,
     on_log: Callable[[dict], None] | None = None,
     *,
     identity: dict | None = None,
+    culprit: Callable[[Any], str] = lambda batch: "",
     budget_s: float | None = None,
     progress: bool = True,
 ) -> list[dict]:
     """Trains `model` in place and returns the log; resumes from `folder` where a checkpoint lies there.
 
-    batches: micro-batch number -> batch, a function of the number alone; it is called in a thread, one batch ahead.
-        Without accumulation and on one device the number is the step, else numbers run on across both.
+    batches: (step, part, parts) -> one of the ``parts`` of a step's batch (accumulation x devices), a function of these alone; it is
+        called in a thread, one batch ahead. The same parts on one device by accumulation or on several give the same losses.
     loss: (model, batch) -> (scalar, metrics). A metric named "items" counts pictures or tokens and gives items a second.
     on_log: called with each record before it is written; it may add fields (an evaluation) and must not draw from the
         global random state.
     identity: whatever else decides the outcome (recipe, data); a checkpoint of another identity or configuration is refused.
     budget_s: stop, with a checkpoint, after so many seconds of this call; no part of the state.
+    culprit: what an error about a batch whose loss is not finite says of it, its sources say.
     Precision is resolved before the checkpoint is compared: fp32 and bf16 give different losses, so neither resumes the other.
     Raises TrainingError for a checkpoint that does not fit or cannot be read, and for a loss that is not finite.
     """
@@ -131,11 +133,11 @@ def train(
     started, items, seconds_before = time.perf_counter(), 0, log[-1]["seconds"] if log else 0.0
     bar = tqdm(total=config.steps, initial=first, disable=not (progress and accelerator.is_main_process), mininterval=1.0)
 
-    def number(step: int, micro: int) -> int:
-        return (step * config.accumulation + micro) * workers + rank
+    def coming(step: int, micro: int):
+        return pool.submit(batches, step, micro * workers + rank, config.accumulation * workers)
 
     with ThreadPoolExecutor(1) as pool, bar:
-        ahead = pool.submit(batches, number(first, 0))
+        ahead = coming(first, 0)
         mark, mark_items, recent = started, 0, []
         for step in range(first, config.steps):
             lr = config.lr_at(step)
@@ -145,18 +147,22 @@ def train(
             for micro in range(config.accumulation):
                 batch = _to(ahead.result(), accelerator.device)
                 last = micro == config.accumulation - 1
-                ahead = pool.submit(batches, number(step + 1, 0) if last else number(step, micro + 1))
+                ahead = coming(step + 1, 0) if last else coming(step, micro + 1)
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
                         value, parts = loss(model, batch)
                     accelerator.backward(value / config.accumulation)
                 parts = {"loss": value.item(), **parts}
+                if not math.isfinite(parts["loss"]):
+                    raise TrainingError(f"the loss is {parts['loss']} at step {step}{_of(culprit(batch))}: lower lr (now {config.lr}) or clip "
+                                        f"(now {config.clip}), raise warmup (now {config.warmup}), or train in fp32; the last checkpoint in "
+                                        f"{folder} is sound")
                 for name, v in parts.items():
                     share = 1 if name == "items" else 1 / config.accumulation
                     metrics[name] = metrics.get(name, 0.0) + float(v) * share
-            if not math.isfinite(metrics["loss"]):
-                raise TrainingError(f"the loss is {metrics['loss']} at step {step}: lower lr (now {config.lr}) or clip (now {config.clip}), "
-                                    f"raise warmup (now {config.warmup}), or train in fp32; the last checkpoint in {folder} is sound")
+            if workers > 1:  # what is logged is of the whole batch
+                whole = accelerator.reduce(torch.tensor([*metrics.values()], device=accelerator.device), "mean")
+                metrics = dict(zip(metrics, whole.tolist(), strict=True))
             if config.clip:
                 metrics["norm"] = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
             for optimizer in optimizers:
@@ -219,6 +225,10 @@ def _optimizers(model: nn.Module, config: TrainConfig, fused: bool, bf16: bool) 
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
     dtype = torch.bfloat16 if bf16 else torch.float32
     return [adamw, *([Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)] if hidden else [])]
+
+
+def _of(what: str) -> str:
+    return f" (batch of {what})" if what else ""
 
 
 def _decisive(config: TrainConfig) -> dict:

@@ -296,7 +296,10 @@ def train_tokenizer(pool: str | Path, folder: str | Path, *, preset: str | VQGAN
     identity = {"network": asdict(shape), "recipe": asdict(recipe), "batch": batch, "pictures": len(data.pictures),
                 **({"quantiser": quantiser} if quantiser != "vq" else {}),
                 **({"start": str(Path(start).name)} if start else {})}
-    return train(model, lambda n: data.batch(n, batch, config.seed, recipe.shares), model.loss, config, folder, log,
+    def batches(step: int, part: int, parts: int) -> dict[str, Tensor]:
+        return data.batch(step * parts + part, batch, config.seed, recipe.shares)
+
+    return train(model, batches, model.loss, config, folder, log,
                  identity=identity, budget_s=budget_s, progress=progress)
 
 

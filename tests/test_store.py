@@ -131,7 +131,7 @@ def test_a_users_folder_becomes_sentences_with_copies(tokenizer, tmp_path):
     store = Store(tmp_path / "store")
     assert store.counts() == {"mine": 15} and [Store(tmp_path / "store", copies=n).counts()["mine"] for n in (0, 1, 2)] == [5, 10, 15]
     assert store.tasks["mine"].column("augmentation")[:3] == ["", "copy 1", "copy 2"]
-    tokens, _ = store.batch(0, 2, 4, {"mine": 1.0}, seed=0)
+    tokens, _, _ = store.batch(0, 2, 4, {"mine": 1.0}, seed=0)
     assert tokens.shape == (2, 4 * 2 * 64)
     with pytest.raises(ValueError, match="do not fit mine: a group of it has 15 of the 16 rows"):
         store.batch(0, 2, 16, {"mine": 1.0}, seed=0)
@@ -159,8 +159,8 @@ def test_parquet_is_what_datasets_streams(built, tmp_path):
 
 def test_a_batch_is_a_function_of_seed_and_step(numbered):
     shares = {"segmentation": 0.5, "motion": 0.5}
-    tokens, drawn = numbered.batch(3, 16, 4, shares, seed=1)
-    again, drawn_again = numbered.batch(3, 16, 4, shares, seed=1)
+    tokens, drawn, _ = numbered.batch(3, 16, 4, shares, seed=1)
+    again, drawn_again, _ = numbered.batch(3, 16, 4, shares, seed=1)
     assert torch.equal(tokens, again) and drawn == drawn_again
     assert tokens.shape == (16, 4 * 2 * 4) and tokens.dtype == torch.int64
     assert set(drawn) == {"segmentation", "motion"}
@@ -169,7 +169,7 @@ def test_a_batch_is_a_function_of_seed_and_step(numbered):
 
 
 def test_pairs_of_a_sentence_come_from_one_group_in_any_order(numbered):
-    tokens, drawn = numbered.batch(0, 40, 8, {"segmentation": 1.0}, seed=0)
+    tokens, drawn, _ = numbered.batch(0, 40, 8, {"segmentation": 1.0}, seed=0)
     groups = every(numbered.tasks["segmentation"]).reshape(6, 16, 2, 4)
     assert groups.shape == (6, 16, 2, 4) and set(drawn) == {"segmentation"}
     seen, ordered = set(), 0
@@ -184,7 +184,7 @@ def test_pairs_of_a_sentence_come_from_one_group_in_any_order(numbered):
 
 
 def test_clips_keep_their_order(numbered):
-    tokens, drawn = numbered.batch(0, 40, 5, {"motion": 1.0}, seed=0)
+    tokens, drawn, _ = numbered.batch(0, 40, 5, {"motion": 1.0}, seed=0)
     clips = every(numbered.tasks["motion"]).reshape(4, 8, 2, 4)
     starts = set()
     for row in tokens.numpy().reshape(40, 5, 2, 4):

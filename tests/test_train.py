@@ -35,7 +35,8 @@ def model():
     return Tiny()
 
 
-def batches(number):
+def batches(step, part=0, parts=1):
+    number = step * parts + part
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
     return x, x.sum(1, keepdim=True)
 
@@ -65,9 +66,9 @@ CHILD = textwrap.dedent("""
     import sys, time
     sys.path.insert(0, sys.argv[2])
     import test_train as t
-    def slow(number):
+    def slow(*place):
         time.sleep(0.05)
-        return t.batches(number)
+        return t.batches(*place)
     t.run(sys.argv[1], feed=slow)
 """)
 
@@ -101,7 +102,7 @@ def test_it_learns_and_a_finished_training_is_only_read(whole):
     assert expected[23] < 0.7 * expected[0]
     net = model()
 
-    def never(number):
+    def never(*place):
         raise AssertionError("work was started")
 
     assert losses(run(folder, net=net, feed=never)) == expected
@@ -211,9 +212,8 @@ def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
     one, two = (nn.Linear(4, 1) for _ in range(2))
     two.load_state_dict(one.state_dict())
 
-    def joined(number):
-        parts = [batches(2 * number + i) for i in range(2)]
-        return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+    def joined(step, part, parts):
+        return tuple(torch.cat(p) for p in zip(*(batches(step, i, 2) for i in range(2)), strict=True))
 
     a = run(tmp_path / "a", net=one)
     b = run(tmp_path / "b", dataclasses.replace(CONFIG, accumulation=1), net=two, feed=joined)

@@ -82,7 +82,7 @@ class Setting:
         return max(1, wanted // group), group
 
 
-SCALES = {"smoke": Setting(steps=40, tokens=1024, shrink=20, prompts=8, curve=2, precision="fp32"), "study": Setting()}
+SCALES = {"smoke": Setting(steps=100, tokens=1024, shrink=10, prompts=8, curve=2, precision="fp32"), "study": Setting()}
 
 
 def config(arm: str, setting: Setting, split: str = "val") -> dict:

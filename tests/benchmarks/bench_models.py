@@ -16,7 +16,7 @@ from lvmlab import paths, tasks
 from lvmlab.device import default_device, precision
 from lvmlab.evaluate import Job, Scorer, answer, encoded, picture
 from lvmlab.images import from_uint8
-from lvmlab.lvm import LVM
+from lvmlab.lvm import LVM, cross_entropy
 from lvmlab.lvm_train import SHARES, Recipe, weights
 from lvmlab.muon import Muon
 from lvmlab.prompting import complete_tokens
@@ -150,14 +150,14 @@ def training(shape: str):
     per_step = SENTENCES * length
     taken: dict[str, list[float]] = {side: [] for side in ("ours", *loops)}
 
-    def batch(number: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng(number)
+    def batch(step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
+        rng = np.random.default_rng(step)
         names = [str(n) for n in rng.choice(list(SHARES), SENTENCES, p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
         tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(SENTENCES, length)))
         return {"tokens": tokens, "weights": weights(names, PAIRS, TOKENS, Recipe(), {n: 2 for n in names})}
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
-        return model(batch["tokens"], batch["weights"], return_loss=True), {"items": float(batch["tokens"].numel())}
+        return model(batch["tokens"], batch["weights"], criterion=cross_entropy), {"items": float(batch["tokens"].numel())}
 
     with tempfile.TemporaryDirectory() as folder, tqdm(total=1 + STEPS, desc=name, leave=False) as bar:
 
