@@ -129,13 +129,14 @@ def answer(lvm: LVM, tokens: torch.Tensor, n: int, answers: int = ANSWERS, batch
 
 
 @torch.inference_mode()
-def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> np.ndarray:
-    """Cross entropy of the last ``n`` of ``tokens`` (B, T), the true answers, in nats a token, of each sentence: (B,). See `encoded`."""
-    found = []
+def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Of the last ``n`` of ``tokens`` (B, T), the true answers (see `encoded`): their cross entropy in nats a token, and accuracy, each (B,)."""
+    losses, right = [], []
     for part in tokens.to(lvm.device).split(batch):
-        logits = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, -n:]).float()  # (B, n, codes)
-        found.append(torch.nn.functional.cross_entropy(logits.mT, part[:, -n:].long(), reduction="none").mean(1).cpu())
-    return torch.cat(found).numpy()
+        logits, truth = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, -n:]).float(), part[:, -n:].long()  # (B, n, codes)
+        losses.append(torch.nn.functional.cross_entropy(logits.mT, truth, reduction="none").mean(1).cpu())
+        right.append((logits.argmax(-1) == truth).float().mean(1).cpu())
+    return torch.cat(losses).numpy(), torch.cat(right).numpy()
 
 
 def perplexities(losses: np.ndarray) -> dict[str, float]:

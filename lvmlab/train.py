@@ -26,7 +26,9 @@ from lvmlab.muon import Muon
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 OPTIMIZERS = ("adamw", "muon")
-_FREE = ("save_every", "log_every")  # fields that do not change what is computed
+DECAYS = ("matrices", "all")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "aim", "none")
+_FREE = ("save_every", "log_every", "tracker")  # fields that do not change what is computed
 
 
 class TrainingError(RuntimeError):
@@ -39,6 +41,8 @@ class TrainConfig:
 
     optimizer: "adamw", or "muon" (`lvmlab.muon`) for the matrices a model names by `hidden_matrices()` and AdamW for the
     rest; its updates are scaled to AdamW's size, so that one `lr` serves both.
+    decay: what weight_decay shrinks, matrices and convolutions only, or "all" as in DeLVM's release. tracker: where the log also goes,
+    as accelerate names it; all but TensorBoard want a package of their own.
     """
 
     steps: int
@@ -46,7 +50,8 @@ class TrainConfig:
     min_lr: float = 1e-5
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1  # on matrices and convolutions only
+    weight_decay: float = 0.1
+    decay: str = "matrices"
     clip: float = 1.0
     accumulation: int = 1
     precision: str = "auto"
@@ -54,6 +59,13 @@ class TrainConfig:
     save_every: int = 500
     log_every: int = 20
     optimizer: str = "adamw"
+    tracker: str = "tensorboard"
+
+    @classmethod
+    def delvm(cls, steps: int = 40_000, **changed) -> "TrainConfig":
+        """As DeLVM's released configuration trains: AdamW on everything, a cosine from 1.5e-4 to its tenth, a warm-up of 0.56 % of the steps."""
+        paper = {"lr": 1.5e-4, "min_lr": 1.5e-5, "warmup": round(0.0056 * steps), "betas": (0.9, 0.95), "weight_decay": 0.1, "decay": "all"}
+        return cls(steps=steps, **{**paper, "clip": 1.0, **changed})
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
@@ -70,6 +82,8 @@ class TrainConfig:
             "save_every": (self.save_every >= 1, "at least 1"),
             "log_every": (self.log_every >= 1, "at least 1"),
             "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+            "decay": (self.decay in DECAYS, f"one of {', '.join(DECAYS)}"),
+            "tracker": (self.tracker in TRACKERS, f"one of {', '.join(TRACKERS)}"),
         }
         for field, (good, accepted) in checks.items():
             if not good:
@@ -113,7 +127,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     bf16 = precision(config.precision) == "bf16"
     # autocast is ours: an Accelerator fixes one precision for the whole process and leaves the model's forward wrapped
-    accelerator = Accelerator(mixed_precision="no", cpu=default_device().type == "cpu")
+    tracker = None if config.tracker == "none" else config.tracker
+    accelerator = Accelerator(mixed_precision="no", cpu=default_device().type == "cpu", log_with=tracker, project_dir=folder)
     set_seed(config.seed, device_specific=False)
     optimizers = _optimizers(model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"), bf16=bf16)
     identity = json.loads(json.dumps({**_decisive(config), "precision": "bf16" if bf16 else "fp32", "more": identity or {},
@@ -124,10 +139,10 @@ def train(
     log = _read_log(folder / LOG, before=first)
     if first >= config.steps:
         return log
-    if accelerator.is_main_process:  # drop what was logged after the checkpoint
-        with atomic(folder / LOG) as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in log))
+    if accelerator.is_main_process:
+        _start_log(folder, log)
 
+    accelerator.init_trackers("tracked")
     model.train()
     workers, rank = accelerator.num_processes, accelerator.process_index
     started, items, seconds_before = time.perf_counter(), 0, log[-1]["seconds"] if log else 0.0
@@ -187,6 +202,7 @@ def train(
                 if accelerator.is_main_process:
                     with open(folder / LOG, "a") as f:
                         f.write(json.dumps(record) + "\n")
+                accelerator.log({k: v for k, v in record.items() if isinstance(v, float)}, step=step)
                 bar.set_postfix(loss=f"{metrics['mean_loss']:.4f}", rate=f"{rate:,.0f}/s", refresh=False)
                 mark, mark_items, recent = time.perf_counter(), items, []
             if (step + 1) % config.save_every == 0 or final or spent:
@@ -195,6 +211,7 @@ def train(
                 accelerator.wait_for_everyone()
             if spent:
                 break
+    accelerator.end_training()
     return log
 
 
@@ -221,10 +238,18 @@ def _optimizers(model: nn.Module, config: TrainConfig, fused: bool, bf16: bool) 
     chosen = {id(p) for p in hidden}
     trained = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}]
+              {"params": [p for p in trained if p.ndim < 2], "weight_decay": config.weight_decay if config.decay == "all" else 0.0}]
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
     dtype = torch.bfloat16 if bf16 else torch.float32
     return [adamw, *([Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)] if hidden else [])]
+
+
+def _start_log(folder: Path, log: list[dict]) -> None:
+    """Without what was logged after the checkpoint, and without what a kill left of one half written."""
+    for stale in folder.glob(f".{CHECKPOINT}.*"):
+        stale.unlink()
+    with atomic(folder / LOG) as temporary:
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in log))
 
 
 def _of(what: str) -> str:
@@ -237,9 +262,15 @@ def _decisive(config: TrainConfig) -> dict:
 
 def _save(folder: Path, model: nn.Module, optimizers: list, step: int, identity: dict) -> None:
     random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-    with atomic(folder / CHECKPOINT) as temporary:
-        torch.save({"model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "random": random,
-                    "identity": json.dumps(identity)}, temporary)
+    state = {"model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "random": random,
+             "identity": json.dumps(identity)}
+    try:
+        with atomic(folder / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        before = "the one of before is sound" if (folder / CHECKPOINT).exists() else "there is none of before"
+        raise TrainingError(f"the checkpoint of step {step} cannot be written to {folder} ({error}): make room there, or make it writable, and start "
+                            f"again; {before}") from error
 
 
 def _read(path: Path) -> dict:

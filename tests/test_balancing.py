@@ -8,6 +8,7 @@ import pytest
 from lvmlab import paths, runs
 from lvmlab.store import Store
 from lvmlab.studies import balancing as study
+from lvmlab.studies import common
 from lvmlab.worlds import World
 
 TINY = study.Setting(steps=6, tokens=1024, seeds=2, shrink=40, prompts=2, curve=2)
@@ -41,7 +42,7 @@ def test_an_arm_is_trained_scored_and_goes_on_where_it_was_stopped(cache):
     row = record["result"][0]
     assert [point["step"] for point in row["curve"]] == [0, 3, 5] and set(study.TASKS) <= set(row["curve"][0])
     assert row["curve"][0]["pose"] > row["curve"][-1]["pose"], "it learns"
-    assert {s["task"] for s in row["scores"]} == set(study.TASKS) and study.skills(record, "pose").shape == (2,)
+    assert {s["task"] for s in row["scores"]} == set(study.TASKS) and common.skills(record, "pose").shape == (2,)
     loss = row["losses"]["pose"]
     assert loss["perplexity (DeLVM)"] == pytest.approx(np.exp(loss["cross entropy"])) and loss["perplexity (LVM)"] >= loss["perplexity (DeLVM)"]
     tail = Store(study.store(TINY, False))

@@ -52,11 +52,13 @@ def test_both_right_takes_the_straight_answers_where_they_are_known(tokenizer, l
 
 def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     asked = ev.prompts(ev.Job("pose", prompts=3, examples=2, split="val"))
-    found = ev.answer_loss(lvm, ev.encoded(tokenizer, asked), tokenizer.tokens, batch=2)
+    found, right = ev.answer_loss(lvm, ev.encoded(tokenizer, asked), tokenizer.tokens, batch=2)
     for sentence, loss in zip(asked, found, strict=True):
         tokens = tokenizer.encode(ev.from_uint8(sentence.pictures())).view(1, -1).clone()
         weights = torch.zeros(tokens.shape).index_fill(1, torch.arange(tokens.shape[1] - 64, tokens.shape[1]), 1.0)
         assert loss == pytest.approx(lvm.loss(tokens, weights).item(), rel=1e-4)
+    guessed = [(lvm(ev.encoded(tokenizer, [s])[:, :-1]).argmax(-1)[:, -64:] == ev.encoded(tokenizer, [s])[:, -64:]).float().mean() for s in asked]
+    assert right == pytest.approx([float(g) for g in guessed])
     assert found.shape == (3,) and abs(found.mean() - math.log(1024)) < 0.5, "an untrained model guesses"
     both = ev.perplexities(np.array([0.0, math.log(4)]))
     assert both == pytest.approx({"cross entropy": math.log(2), "perplexity (DeLVM)": 2.0, "perplexity (LVM)": 2.5})

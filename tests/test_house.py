@@ -26,7 +26,7 @@ LAYERS = (
     ("vqgan", "tokenizer", "lvm"),
     ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture"),
     ("distill", "teacher", "muon", "train", "vqgan_train", "prompting", "lvm_train"),
-    ("evaluate",),
+    ("evaluate", "cost"),
     ("runs", "studies"),
     ("plots",),
     ("demo", "__main__"),

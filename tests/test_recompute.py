@@ -2,7 +2,7 @@
 
 from lvmlab import paths, runs
 from lvmlab.studies import balancing as study
-from lvmlab.studies.tokenizer import across_seeds
+from lvmlab.studies.common import across_seeds, final_losses
 
 SMOKE = study.SCALES["smoke"]
 SHIPPED = {row["config"]["arm"]: row for row in runs.listing()
@@ -22,6 +22,6 @@ def test_the_arm_that_the_commit_chooses_comes_out_as_it_is_stored(tmp_path, mon
     monkeypatch.setattr(paths, "cache", lambda: tmp_path)
     again = runs.recompute(record["name"], study.compute)
     for task in study.TASKS:
-        mean, low, high = across_seeds(study.final_losses(record, task))
-        found = study.final_losses(again, task).mean()
+        mean, low, high = across_seeds(final_losses(record, task))
+        found = final_losses(again, task).mean()
         assert low <= found <= high, f"{record['config']['arm']}, {task}: {found:.3f} nats now, {mean:.3f} ({low:.3f} to {high:.3f}) stored"

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -73,13 +74,14 @@ CHILD = textwrap.dedent("""
 """)
 
 
-def test_killed_and_started_again_it_goes_on_to_the_same_losses(tmp_path, whole):
+@pytest.mark.parametrize("after", random.sample(range(6, 22), 3))
+def test_killed_at_a_random_step_and_started_again_it_goes_on_to_the_same_losses(tmp_path, whole, after):
     expected, weights, _ = whole
     here = os.path.dirname(__file__)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), here], env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 60
-        while len((tmp_path / "log.jsonl").read_text().splitlines() if (tmp_path / "log.jsonl").exists() else []) < 8:
+        while len((tmp_path / "log.jsonl").read_text().splitlines() if (tmp_path / "log.jsonl").exists() else []) < after:
             assert child.poll() is None and time.monotonic() < deadline, "the training ended before it could be killed"
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
@@ -155,10 +157,10 @@ def test_saving_and_logging_less_often_changes_nothing(tmp_path, whole):
     ({}, {"net": nn.Linear(4, 1)}, "parameters: 97 there, 5 here")])
 def test_another_configuration_is_refused_and_the_checkpoint_left_alone(whole, change, options, message):
     folder = whole[2]
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     with pytest.raises(TrainingError, match=message):
         run(folder, dataclasses.replace(CONFIG, **change), **options)
-    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -182,10 +184,10 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, how):
         torch.save({"model": {}}, path)
     else:
         path.write_bytes(path.read_bytes()[: 0 if how == "empty" else -200])
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     with pytest.raises(TrainingError, match="damaged.*move it away"):
         run(tmp_path, dataclasses.replace(CONFIG, steps=2))
-    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
 
 
 class Mine:
@@ -239,3 +241,64 @@ def test_schedule():
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"TrainConfig.{field}="):
         TrainConfig(**{"steps": 10, field: value})
+
+
+FULL = textwrap.dedent("""
+    import resource, sys
+    sys.path.insert(0, sys.argv[2])
+    import dataclasses
+    import test_train as t
+    t.run(sys.argv[1], dataclasses.replace(t.CONFIG, tracker="none"), budget_s=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk does, writing fails after so many bytes
+    try:
+        t.run(sys.argv[1], dataclasses.replace(t.CONFIG, tracker="none"))
+    except t.TrainingError as error:
+        print(error)
+""")
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, whole):
+    here = os.path.dirname(__file__)
+    found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), here], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert "the checkpoint of step 5 cannot be written" in found.stdout and "the one of before is sound" in found.stdout
+    assert load_checkpoint(tmp_path)["step"] == 1 and not list(tmp_path.glob(".*"))
+    assert losses(run(tmp_path, dataclasses.replace(CONFIG, tracker="none"))) == pytest.approx(whole[0], abs=2e-6)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    run(tmp_path, budget_s=0)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("lvmlab.files.os.replace", refused)
+    monkeypatch.setattr("lvmlab.train._start_log", lambda *_: None)
+    with pytest.raises(TrainingError, match=r"cannot be written to .*Permission denied.*make it writable.*before is sound"):
+        run(tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
+    with pytest.raises(TrainingError, match=r"at step 0 \(batch of photographs 7 and 9\): lower lr"):
+        run(tmp_path, aim=lambda net, batch: (net(batch[0]).sum() * float("nan"), {}), culprit=lambda batch: "photographs 7 and 9")
+
+
+def test_the_log_goes_to_the_tracker_too(tmp_path):
+    run(tmp_path, dataclasses.replace(CONFIG, steps=3))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out*")).parent)).Reload()
+    assert [e.step for e in events.Scalars("mean_loss")] == [0, 1, 2]
+
+
+def test_what_decays():
+    from lvmlab.train import _optimizers
+
+    for decay, expected in (("matrices", {0.1: 2, 0.0: 2}), ("all", {0.1: 4})):
+        groups = _optimizers(model(), dataclasses.replace(CONFIG, decay=decay), fused=False, bf16=False)[0].param_groups
+        found = {w: sum(len(g["params"]) for g in groups if g["weight_decay"] == w) for w in {g["weight_decay"] for g in groups}}
+        assert found == expected
+    paper = TrainConfig.delvm()
+    assert (paper.steps, paper.warmup, paper.decay, paper.lr_at(40_000)) == (40_000, 224, "all", pytest.approx(1.5e-5))

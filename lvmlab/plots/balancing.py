@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lvmlab.plots.tokenizer import _axes
-from lvmlab.studies.balancing import COPIES, PAIRS, TASKS, effects, final_losses, skills
-from lvmlab.studies.tokenizer import across_seeds
+from lvmlab.studies.balancing import COPIES, PAIRS, TASKS, effects
+from lvmlab.studies.common import across_seeds, final_losses, skills
 
 COLOURS = {"segmentation": "#0072b2", "derain": "#009e73", "pose": "#d55e00"}
 

@@ -8,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lvmlab.studies.tokenizer import SCORES, Use, across_seeds, findings, psnr, seeds_of
+from lvmlab.studies.common import across_seeds
+from lvmlab.studies.tokenizer import SCORES, Use, findings, psnr, seeds_of
 from lvmlab.tokenizer import Tokenizer
 
 NAMES = {"all": "all three kinds", "natural": "photographs", "two-colour": "masks", "skeleton": "skeletons"}

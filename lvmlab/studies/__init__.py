@@ -1,4 +1,4 @@
-"""Experiments, one file each, kept as runs by `lvmlab.runs`: each has a STUDY, its name, and compute(config)."""
+"""Experiments, one file each, kept as runs by `lvmlab.runs`: each has a STUDY, its name, and compute(config); what they share is in `common`."""
 
 import importlib
 import pkgutil
@@ -10,7 +10,7 @@ def of(study: str) -> ModuleType:
     known = {}
     for found in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{found.name}")
-        known[module.STUDY] = module
+        known |= {module.STUDY: module} if hasattr(module, "STUDY") else {}
     if study not in known:
         raise ValueError(f"{study!r} is no study that can be computed here: choose from {', '.join(known)}")
     return known[study]

@@ -15,15 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from lvmlab import evaluate, paths, runs
+from lvmlab import paths, runs
 from lvmlab.device import precision
-from lvmlab.lvm import LVM, Shape
 from lvmlab.lvm_train import Recipe, load_lvm, train_lvm
 from lvmlab.mixture import Mixture
 from lvmlab.store import build
-from lvmlab.studies.tokenizer import across_seeds
+from lvmlab.studies import common
+from lvmlab.studies.common import MICRO, across_seeds, final_losses, skills
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig
 from lvmlab.worlds import World
@@ -36,7 +35,6 @@ COPIES = {"derain": 10, "pose": 30}
 EVEN = dict.fromkeys(TASKS, 1.0)
 CURVE = 32  # val prompts that the curves are of
 SHOWN = 3  # first val prompts of each task whose answers are kept, of the first seed
-MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters
 
 
 @dataclass(frozen=True)
@@ -113,73 +111,33 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the evaluation, losses, answers}."""
     setting, chosen = Setting(**wanted["setting"]), ARMS[wanted["arm"]]
     data, tokenizer = store(setting, chosen.full), Tokenizer.from_pretrained("mini")
-    scorers = {split: {task: evaluate.Scorer(evaluate.Job(task, prompts=setting.prompts, split=split), tokenizer) for task in TASKS}
-               for split in {"val", wanted["split"]}}
-    return [_train(wanted, setting, chosen, seed, data, tokenizer, scorers, compiled) for seed in range(setting.seeds)]
-
-
-def _train(wanted: dict, setting: Setting, chosen: Arm, seed: int, data: Path, tokenizer: Tokenizer, scorers: dict,
-           compiled: bool) -> dict:
+    asked = {split: common.scorers(TASKS, setting.prompts, split, tokenizer) for split in {"val", wanted["split"]}}
     # one training serves both splits; its curve is always val's
-    folder = paths.cache() / "studies" / runs.key(STUDY, wanted | {"split": "val"}) / f"seed-{seed}"
-    done = folder / f"{wanted['split']}.json"
-    if done.exists():
-        return json.loads(done.read_text())
+    folder = paths.cache() / "studies" / runs.key(STUDY, wanted | {"split": "val"})
+    return [common.kept(folder / f"seed-{seed}" / f"{wanted['split']}.json",
+                        lambda seed=seed: _train(wanted, setting, chosen, seed, data, asked, folder / f"seed-{seed}", compiled))
+            for seed in range(setting.seeds)]  # fmt: skip
+
+
+def _train(wanted: dict, setting: Setting, chosen: Arm, seed: int, data: Path, asked: dict[str, common.Scorers], folder: Path,
+           compiled: bool) -> dict:
     print(f"{wanted['arm']}, seed {seed}")
     recipe = Recipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=chosen.mixture)
     # every arm of a seed begins with the same weights; the rate stays, for where it falls the last task would be learned least
     training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr, warmup=max(1, setting.steps // 20), optimizer="muon", seed=seed,
                            precision=setting.precision, log_every=max(1, setting.steps // setting.curve), save_every=max(1, setting.steps // 10))
-
-    def losses(record: dict, lvm: LVM) -> None:
-        record["losses"] = {task: float(evaluate.answer_loss(lvm, scorer.tokens[:CURVE], tokenizer.tokens).mean())
-                            for task, scorer in scorers["val"].items()}
-
-    log = train_lvm(data, folder, shape=MICRO, config=training, recipe=recipe, codebook=tokenizer.net.quantize.table().cpu(), on_log=losses,
-                    compiled=compiled)
-    lvm = load_lvm(folder)
-    scores, final, answers = [], {}, {}
-    for task, scorer in scorers[wanted["split"]].items():
-        tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens)
-        answers[task] = tokens[:SHOWN].tolist() if seed == 0 else []
-        rows = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), wanted["arm"], 0.0)
-        scores.append({k: rows[0][k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")})
-        final[task] = evaluate.perplexities(evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens))
-    row = {"seed": seed, "seconds": log[-1]["seconds"], "device": log[0]["device"], "precision": precision(setting.precision),
-           "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log],
-           "scores": scores, "losses": final, "answers": answers}
-    done.write_text(json.dumps(row))
-    return row
-
-
-def skills(record: dict, task: str) -> np.ndarray:
-    """Of every seed, (seeds,)."""
-    return np.array([s["skill"] for row in record["result"] for s in row["scores"] if s["task"] == task])
-
-
-def final_losses(record: dict, task: str) -> np.ndarray:
-    """Cross entropy of the answers in nats a token, of every seed."""
-    return np.array([row["losses"][task]["cross entropy"] for row in record["result"]])
+    codebook = next(iter(asked["val"].values())).tokenizer.net.quantize.table().cpu()
+    log = train_lvm(data, folder, shape=MICRO, config=training, recipe=recipe, codebook=codebook, compiled=compiled,
+                    on_log=lambda record, lvm: record.update(losses=common.losses(lvm, asked["val"], CURVE)))
+    found = common.scored(load_lvm(folder), asked[wanted["split"]], name=wanted["arm"], shown=SHOWN if seed == 0 else 0)
+    return {"seed": seed, "seconds": log[-1]["seconds"], "device": log[0]["device"], "precision": precision(setting.precision),
+            "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log], **found}
 
 
 def realised(record: dict) -> dict[str, float]:
     """The share of sentences that each task had in fact, over the whole training and all seeds."""
     points = [point["shares"] for row in record["result"] for point in row["curve"][1:]]  # the first is of one batch
     return {task: float(np.mean([shares.get(task, 0.0) for shares in points])) for task in TASKS}
-
-
-def answers(record: dict, task: str) -> torch.Tensor:
-    """The first seed's answers to the first val prompts: tokens (SHOWN, answers, N), as `lvmlab.evaluate.picture` draws them."""
-    return torch.tensor(record["result"][0]["answers"][task])
-
-
-def provenance(records: dict[str, dict]) -> str:
-    """What a caption has to say of stored runs."""
-    rows = [row for record in records.values() for row in record["result"]]
-    first = next(iter(records.values()))
-    setting, commits = first["config"]["setting"], sorted({record["commit"] for record in records.values()})
-    return (f"{len(records)} runs of {STUDY}, {setting['seeds']} seeds each, {setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens a training, "
-            f"{sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, torch {first['versions']['torch']}")
 
 
 def effects(records: dict[str, dict], task: str, value: Callable[[dict, str], np.ndarray] = final_losses) -> dict[str, tuple[float, float, float]]:

@@ -6,18 +6,18 @@
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 from torch import Tensor
 
 from lvmlab import evaluate, images, paths, runs, tasks
 from lvmlab.pictures import render_pool
 from lvmlab.sentences import sentence
+from lvmlab.studies.common import across_seeds
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig
 from lvmlab.vqgan import VQGANConfig
@@ -237,15 +237,6 @@ def _scores(folder, pool: Pool, per_kind: int = 128) -> tuple[dict[str, float], 
     first = np.concatenate([of[:per_kind] for of in pool.of_kind])
     tokens = torch.cat([model.round_trip(to_float(pool.pictures[part]))[1] for part in np.array_split(first, math.ceil(len(first) / 64))])
     return score(model, pool, per_kind) | {"perplexity": round(code_use(tokens, model.codes).perplexity, 1)}, model.codes
-
-
-def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % t interval; without a spread to go by (one seed) the interval is infinite."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, -math.inf, math.inf
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def seeds_of(record: dict, quantiser: str, metric: str) -> list[float]:

@@ -1,0 +1,86 @@
+"""What the studies share: scores of one training on fixed prompts, rows kept as they are finished, intervals over seeds, captions."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from lvmlab import evaluate
+from lvmlab.files import atomic
+from lvmlab.lvm import LVM, Shape
+from lvmlab.tokenizer import Tokenizer
+
+MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters: what most studies train
+Scorers = dict[str, evaluate.Scorer]
+
+
+def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % t interval; without a spread to go by (one seed) the interval is infinite."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def kept(path: Path, compute: Callable[[], dict]) -> dict:
+    """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was stopped goes on so."""
+    if not path.exists():
+        row = compute()
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(row))
+    return json.loads(path.read_text())
+
+
+def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer) -> Scorers:
+    """The first prompts of each task, after three examples."""
+    return {task: evaluate.Scorer(evaluate.Job(task, prompts=prompts, split=split), tokenizer) for task in tasks}
+
+
+def losses(lvm: LVM, asked: Scorers, first: int | None = None) -> dict[str, float]:
+    """Cross entropy of the answers to the ``first`` prompts (None: all), in nats a token: a point of a curve."""
+    return {task: float(evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens)[0].mean()) for task, scorer in asked.items()}
+
+
+def scored(lvm: LVM, asked: Scorers, *, name: str = "", shown: int = 0) -> dict:
+    """{scores: rows of the evaluation, losses: {task: cross entropy, accuracy, perplexities}, answers: tokens to the ``shown`` first prompts}."""
+    scores, final, answers = [], {}, {}
+    for task, scorer in asked.items():
+        tokenizer = scorer.tokenizer
+        tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens)
+        answers[task] = tokens[:shown].tolist()
+        row = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), name, 0.0)[0]
+        scores.append({k: row[k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")})
+        cost, right = evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens)
+        final[task] = evaluate.perplexities(cost) | {"accuracy": float(right.mean())}
+    return {"scores": scores, "losses": final, "answers": answers}
+
+
+def skills(record: dict, task: str) -> np.ndarray:
+    """Of every seed, (seeds,)."""
+    return np.array([s["skill"] for row in record["result"] for s in row["scores"] if s["task"] == task])
+
+
+def final_losses(record: dict, task: str, measure: str = "cross entropy") -> np.ndarray:
+    """Cross entropy of the answers in nats a token, or another measure of `scored`'s losses, of every seed."""
+    return np.array([row["losses"][task][measure] for row in record["result"]])
+
+
+def answers(record: dict, task: str) -> torch.Tensor:
+    """The first seed's answers to the first prompts: tokens (shown, answers, N), as `lvmlab.evaluate.picture` draws them."""
+    return torch.tensor(record["result"][0]["answers"][task])
+
+
+def provenance(records: dict[str, dict]) -> str:
+    """What a caption has to say of stored runs."""
+    rows = [row for record in records.values() for row in record["result"]]
+    first, commits = next(iter(records.values())), sorted({record["commit"] for record in records.values()})
+    setting = first["config"]["setting"]
+    precisions = ", ".join(sorted({row.get("precision", "fp32") for row in rows}))
+    return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens a "
+            f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, "
+            f"torch {first['versions']['torch']}")
