@@ -145,31 +145,64 @@ def train_tokenizer(
 
 
 def train(
-    folder: Folder, shape: str = "mini-student", steps: int = 6000, lr: float = 3e-3, groups: int = 1200, start: Path | None = None,
-    compiled: bool = False,
+    folder: Folder, shape: str = "mini-student", *, store: Path | None = None, tokenizer: str = "mini", schedule: Literal["lab", "delvm"] = "lab",
+    steps: int = 6000, tokens: int = 4096, pairs: int | None = None, lr: float | None = None, groups: int = 1200, start: Path | None = None,
+    teacher: str | None = None, objective: str = "forward", temperature: float = 1.0, factored: bool = False, checkpointing: bool = False,
+    compiled: bool = False, precision: str = "auto", accumulation: int = 1, tracker: str = "tensorboard",
 ) -> None:  # fmt: skip
-    """Trains an LVM on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.lvm_train.export_lvm.
+    """Trains an LVM, alone or from a teacher; resumes from FOLDER; under `accelerate launch` on many devices. Export it with lvm_train.export_lvm.
 
     Args:
-        folder: checkpoints, log and the token store go here.
+        folder: checkpoints, log and, without --store, mini-world's token store go here.
         shape: the LLaMA's shape.
-        steps: of 4096 tokens.
-        lr: the highest learning rate.
-        groups: of 16 pairs tokenised for each task, once.
+        store: a token store made by `lvmlab tokenize`; its tasks are drawn by the square root of their rows.
+        tokenizer: of the store: a shipped name, a folder or a hub id.
+        schedule: Muon with a short warm-up, or DeLVM's AdamW.
+        steps: of the optimiser.
+        tokens: a step, on all devices together.
+        pairs: in a sentence; as many as the shape's context holds by default.
+        lr: the highest learning rate; the schedule's own by default.
+        groups: of mini-world's pairs, 16 each, tokenised for each task.
         start: the folder of an earlier training of this shape, or of a pretrained model, to go on from.
+        teacher: a trained model to learn from: a shipped name, a folder or a hub id.
+        objective: what to learn from it, see lvmlab.distill.
+        temperature: of the objective.
+        factored: an embedding of two factors, as DeLVM's.
+        checkpointing: work activations out again in the backward pass, to save memory.
         compiled: compile the layers first: faster after a minute, where there is a C++ compiler.
+        precision: auto, fp32 or bf16.
+        accumulation: parts of a step on each device.
+        tracker: where the log goes besides.
     """
+    from accelerate import PartialState
+
     from lvmlab import tasks
-    from lvmlab.lvm_train import train_lvm
+    from lvmlab.device import default_device
+    from lvmlab.distill import Objective
+    from lvmlab.lvm import LVM, SHAPES
+    from lvmlab.lvm_train import Recipe, train_lvm
+    from lvmlab.mixture import Mixture
     from lvmlab.store import build
     from lvmlab.tokenizer import Tokenizer
     from lvmlab.train import TrainConfig
     from lvmlab.worlds import World
 
-    tokenizer = Tokenizer.from_pretrained("mini")
-    build(folder / "store", tokenizer, [World(task, groups) for task in tasks.TRAINED])
-    train_lvm(folder / "store", folder, shape=shape, config=TrainConfig(steps=steps, lr=lr, min_lr=lr / 30, optimizer="muon"),
-              codebook=None if start else tokenizer.net.quantize.table().cpu(), start=start, compiled=compiled)
+    if shape not in SHAPES:
+        raise ValueError(f"{shape!r} is no shape: choose from {', '.join(SHAPES)}")
+    state = PartialState(cpu=default_device().type == "cpu")
+    speaker, master = Tokenizer.from_pretrained(tokenizer), LVM.from_pretrained(teacher) if teacher else None
+    kept = {"precision": precision, "accumulation": accumulation, "tracker": tracker}
+    own = {"lr": lr or 3e-3, "min_lr": (lr or 3e-3) / 30, "optimizer": "muon"}
+    config = TrainConfig(steps=steps, **own, **kept) if schedule == "lab" else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
+    most = SHAPES[shape].context // (2 * speaker.tokens)
+    recipe = Recipe(tokens=tokens, phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
+                    mixture=Mixture("resampled", temperature=2.0) if store else Recipe.mixture)
+    if store is None:
+        build(folder / "store", speaker, [World(task, groups) for task in tasks.TRAINED], rank=state.process_index, ranks=state.num_processes)
+        state.wait_for_everyone()
+    train_lvm(store or folder / "store", folder, shape=shape, config=config, recipe=recipe, tokens_per_image=speaker.tokens, start=start,
+              codebook=None if start else speaker.net.quantize.table().cpu(), teacher=master, objective=Objective(objective, temperature=temperature)
+              if master or objective == "smoothing" else None, factored=factored, checkpointing=checkpointing, compiled=compiled)
 
 
 def tokenize(
@@ -221,6 +254,26 @@ def tokenize(
             print(f"wrote {len(export_parquet(folder, parquet))} files to {parquet}")
 
 
+def cost(
+    shape: tyro.conf.Positional[str] = "300m", tokens: float = 1e9, device: str = "here", devices: int = 1, teacher: str | None = None,
+    step: int = 4096, utilisation: float = 0.4,
+) -> None:  # fmt: skip
+    """Estimates a training's parameters, FLOPs, memory and hours.
+
+    Args:
+        shape: the LLaMA's shape.
+        tokens: of the whole training.
+        device: a GPU's name (see lvmlab.cost.PEAKS), or here: one layer and two are timed.
+        devices: how many of them.
+        teacher: a shape that reads every token too.
+        step: tokens a step and device.
+        utilisation: of the GPU's peak.
+    """
+    from lvmlab.cost import cost as estimate
+
+    print(estimate(shape, tokens, device, devices=devices, teacher=teacher, step=step, utilisation=utilisation))
+
+
 def runs(
     action: tyro.conf.Positional[Literal["list", "show", "recompute", "promote", "prune"]] = "list", name: tyro.conf.Positional[str] = ""
 ) -> None:
@@ -264,7 +317,7 @@ def bench(names: tuple[str, ...] = ()) -> None:
 
 
 def main() -> None:
-    commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, tokenize, train_tokenizer, train, runs, bench)}
+    commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, tokenize, train_tokenizer, train, cost, runs, bench)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="lvmlab", description="A workbench for autoregressive large vision models.")
     except (ValueError, FileNotFoundError, RuntimeError) as error:

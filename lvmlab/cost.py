@@ -27,8 +27,8 @@ class Cost:
     hours: float
 
     def __str__(self):
-        return (f"{self.parameters / 1e6:.1f}M parameters, {self.flops:.3g} FLOPs, {self.memory / 2**30:.1f} GiB a step, "
-                f"{self.hours:.2f} h" if self.hours < 48 else f"{self.hours / 24:.1f} days")
+        time = f"{self.hours:.2f} h" if self.hours < 48 else f"{self.hours / 24:.1f} days"
+        return f"{self.parameters / 1e6:.1f}M parameters, {self.flops:.3g} FLOPs, {self.memory / 2**30:.1f} GiB a step, {time}"
 
 
 def parameters(shape: Shape) -> int:

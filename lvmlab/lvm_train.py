@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lvmlab.device import default_device
 from lvmlab.distill import Objective, check, criterion
+from lvmlab.embedding import factor, fold
 from lvmlab.lvm import LVM, Shape, cross_entropy
 from lvmlab.mixture import Mixture
 from lvmlab.prompting import complete_tokens
@@ -144,7 +145,7 @@ def train_lvm(
     store: str | Path | Frozen, folder: str | Path, *, shape: str | Shape, config: TrainConfig, recipe: Recipe | None = None,
     tokens_per_image: int = 64, codebook: Tensor | None = None, codes: np.ndarray | None = None, start: str | Path | None = None,
     teacher: LVM | None = None, objective: Objective | None = None, on_log: Callable[[dict, LVM], None] | None = None,
-    compiled: bool = False, budget_s: float | None = None, progress: bool = True,
+    compiled: bool = False, factored: bool = False, checkpointing: bool = False, budget_s: float | None = None, progress: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Trains an LVM of a shape on a token store and returns the log; resumes from ``folder``, where `load_lvm` then finds the model.
 
@@ -155,6 +156,8 @@ def train_lvm(
     objective: what to learn from a teacher, which is ``teacher`` or the cache of frozen sentences (`lvmlab.distill`); DeLVM's by default.
     on_log: called with each record, to which it may add, and the model as it is then.
     compiled: each layer under torch.compile: 1.3 times as fast on a CPU with bf16 units, but it wants a C++ compiler and half a minute.
+    factored: an embedding of two factors, the codebook frozen (`lvmlab.embedding`; DeLVM's). checkpointing: activations are worked out again in the
+        backward pass, for a third more time and a fraction of the memory.
     """
     recipe = recipe or Recipe()
     before = stages(start) if start else []
@@ -166,8 +169,14 @@ def train_lvm(
     if longest * 2 * tokens_per_image > model.context:
         raise ValueError(f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, the model reads {model.context}: at most "
                          f"{model.context // (2 * tokens_per_image)} pairs in Recipe.phases")
+    if factored and (codebook is None or start):
+        raise ValueError("a factored embedding starts from a codebook, at the first stage: give codebook, and no start")
     if codebook is not None:
         model.start_from_codebook(codebook, seed=config.seed)
+    if factored:
+        factor(model, codebook, seed=config.seed)
+    if checkpointing:
+        model.llama.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.grid_start:
         model.start_from_grid(tokens_per_image)
     if start:
@@ -193,6 +202,7 @@ def train_lvm(
 
     identity = {"shape": shape if isinstance(shape, str) else asdict(shape), **batches.identity, "codebook": codebook is not None}
     identity |= {"stages": before} if start else {}
+    identity |= {"factored": True} if factored else {}
     if said_by:
         identity |= {"objective": asdict(objective or Objective()), "teacher": teacher.fingerprint() if teacher else identity.get("teacher")}
     return train(model, batches, loss, config, folder, log, identity=identity, culprit=batches.culprit, budget_s=budget_s, progress=progress)
@@ -258,7 +268,8 @@ def load_lvm(folder: str | Path) -> LVM:
     checkpoint = load_checkpoint(folder)
     shape = checkpoint["identity"]["more"]["shape"]
     model = LVM.from_shape(shape if isinstance(shape, str) else Shape(**shape))
-    model.load_state_dict({k: v for k, v in checkpoint["model"].items() if not k.startswith("projection.")})  # that served the training alone
+    state = fold(checkpoint["model"])
+    model.load_state_dict({k: v for k, v in state.items() if not k.startswith("projection.")})  # that served the training alone
     return model.eval()
 
 

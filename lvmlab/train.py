@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from tqdm.auto import tqdm
 
 from lvmlab.device import PRECISIONS, default_device, describe, precision
@@ -135,7 +136,7 @@ def train(
                                       "parameters": sum(p.numel() for p in model.parameters())}))
     inner = model
     model, *optimizers = accelerator.prepare(model, *optimizers)
-    first = _resume(folder, inner, optimizers, identity)
+    first = resume(folder, inner, optimizers, identity)
     log = _read_log(folder / LOG, before=first)
     if first >= config.steps:
         return log
@@ -206,8 +207,7 @@ def train(
                 bar.set_postfix(loss=f"{metrics['mean_loss']:.4f}", rate=f"{rate:,.0f}/s", refresh=False)
                 mark, mark_items, recent = time.perf_counter(), items, []
             if (step + 1) % config.save_every == 0 or final or spent:
-                if accelerator.is_main_process:
-                    _save(folder, inner, optimizers, step + 1, identity)
+                save(folder, inner, optimizers, step + 1, identity, write=accelerator.is_main_process)
                 accelerator.wait_for_everyone()
             if spent:
                 break
@@ -260,10 +260,13 @@ def _decisive(config: TrainConfig) -> dict:
     return {k: v for k, v in asdict(config).items() if k not in _FREE}
 
 
-def _save(folder: Path, model: nn.Module, optimizers: list, step: int, identity: dict) -> None:
+def save(folder: Path, model: nn.Module, optimizers: list, step: int, identity: dict, write: bool = True) -> None:
+    """Writes a checkpoint, whole or not at all; every process calls it, for a sharded model is gathered, and one writes."""
+    weights, moments = get_state_dict(model, _plain(optimizers), options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not write:
+        return
     random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-    state = {"model": model.state_dict(), "optimizer": [o.state_dict() for o in optimizers], "step": step, "random": random,
-             "identity": json.dumps(identity)}
+    state = {"model": weights, "optimizer": moments, "step": step, "random": random, "identity": json.dumps(identity)}
     try:
         with atomic(folder / CHECKPOINT) as temporary:
             torch.save(state, temporary)
@@ -286,7 +289,8 @@ def _read(path: Path) -> dict:
                             "move it away to start afresh") from error
 
 
-def _resume(folder: Path, model: nn.Module, optimizers: list, identity: dict) -> int:
+def resume(folder: Path, model: nn.Module, optimizers: list, identity: dict) -> int:
+    """Puts the folder's checkpoint into model and optimisers and returns the step to go on with; 0 where there is none. Raises TrainingError."""
     if not (folder / CHECKPOINT).exists():
         return 0
     state = load_checkpoint(folder)
@@ -296,13 +300,16 @@ def _resume(folder: Path, model: nn.Module, optimizers: list, identity: dict) ->
     if differ:
         raise TrainingError(f"{folder} holds a training of another configuration ({'; '.join(differ)}): "
                             "choose another folder or the same configuration")
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizer"], strict=True):
-        optimizer.load_state_dict(saved)
+    set_state_dict(model, _plain(optimizers), model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+                   options=StateDictOptions(full_state_dict=True))
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return state["step"]
+
+
+def _plain(optimizers: list) -> list[torch.optim.Optimizer]:
+    return [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]  # accelerate wraps them
 
 
 def _read_log(path: Path, before: int) -> list[dict]:

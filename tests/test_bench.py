@@ -10,7 +10,8 @@ import torch
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
-NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.muon",
+NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
+         "train.300m", "train.muon", "train.resumed", "kd.cached",
          "complete.answers", "store.rows", "store.memory", "tokenize.mini", "tokenize.f16-8192", "import"}
 KEYS = {"name", "ours", "theirs", "ratio", "unit", "limit", "what"}
 

@@ -6,7 +6,11 @@ import sys
 import pytest
 
 from lvmlab import runs
+from lvmlab.store import build
+from lvmlab.worlds import World
 
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+          "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
 
 def lvmlab(*words: str, **options):
     return subprocess.run([sys.executable, "-m", "lvmlab", *words], capture_output=True, text=True, timeout=120, **options)
@@ -14,7 +18,7 @@ def lvmlab(*words: str, **options):
 
 def test_help_names_every_command():
     text = lvmlab("--help").stdout
-    for command in ("demo", "prompt", "evaluate", "tokenize", "train-tokenizer", "train", "runs", "bench"):
+    for command in ("demo", "prompt", "evaluate", "tokenize", "train-tokenizer", "train", "cost", "runs", "bench"):
         assert command in text
 
 
@@ -51,9 +55,8 @@ def test_processes_of_a_launch_share_the_parts(tmp_path):
         for name in (f"{i:02d}.png", f"{i:02d}-label.png"):
             Image.new("RGB", (64, 64), (7 * i, 100, 200)).save(tmp_path / "pairs" / name)
     # without a GPU --multi_gpu is how accelerate is told of several processes on one machine: gloo joins them
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
-              "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "lvmlab", "tokenize"]  # fmt: skip
-    found = subprocess.run([*launch, str(tmp_path / "store"), str(tmp_path / "pairs")], capture_output=True, text=True, timeout=280)
+    command = [*LAUNCH, "-m", "lvmlab", "tokenize", str(tmp_path / "store"), str(tmp_path / "pairs")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert found.returncode == 0, found.stderr
     assert f"process 0: {SHARD} members" in found.stdout and "process 1: 3 members" in found.stdout
     assert found.stdout.count("holds") == 1 and Store(tmp_path / "store").counts() == {"pairs": SHARD + 3}
@@ -90,3 +93,27 @@ def test_a_run_is_computed_once_and_found_again(tmp_path, monkeypatch):
     assert runs.prune() == [first["name"]] and [r["where"] for r in runs.listing()] == ["shipped", "cache"]
     with pytest.raises(FileNotFoundError, match="several"):
         runs.load("double")
+
+
+def test_one_command_trains_on_a_store_from_a_teacher_on_two_processes(tmp_path):
+    """The very command that runs alone, under accelerate launch; the second time it finds its work done."""
+    from lvmlab.tokenizer import Tokenizer
+    from lvmlab.train import read_log
+
+    build(tmp_path / "store", Tokenizer.from_pretrained("mini"), [World("segmentation", 4, workers=1)], progress=False)
+    command = ["train", str(tmp_path / "training"), "--store", str(tmp_path / "store"), "--teacher", "mini-student", "--objective", "js",
+               "--steps", "2", "--tokens", "1024", "--pairs", "4", "--precision", "fp32"]  # fmt: skip
+    found = subprocess.run([*LAUNCH, "-m", "lvmlab", *command], capture_output=True, text=True, timeout=280)
+    assert found.returncode == 0, found.stderr[-3000:]
+    log = read_log(tmp_path / "training")
+    assert [r["step"] for r in log] == [0, 1]
+    found = lvmlab(*command)
+    assert found.returncode == 0 and [r["step"] for r in read_log(tmp_path / "training")] == [0, 1], found.stderr
+    found = lvmlab(*command[:1], str(tmp_path / "other"), *command[2:], "--objective", "sideways")
+    assert found.returncode != 0 and "Objective.name='sideways'" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_costs_are_estimated():
+    found = lvmlab("cost", "1b", "--tokens", "1e10", "--device", "A100", "--devices", "16", "--teacher", "1b")
+    assert found.returncode == 0 and "1164.2M parameters" in found.stdout and "13.79 h" in found.stdout, found.stdout
+    assert "choose from" in lvmlab("cost", "2b").stderr

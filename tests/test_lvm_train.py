@@ -11,9 +11,9 @@ from stores import write_store
 
 from lvmlab.device import default_device, describe
 from lvmlab.lvm import LVM, SHAPES
-from lvmlab.lvm_train import Recipe, disturb, export_lvm, recode, train_lvm, weights
+from lvmlab.lvm_train import Recipe, disturb, export_lvm, load_lvm, recode, train_lvm, weights
 from lvmlab.mixture import Mixture
-from lvmlab.train import TrainConfig
+from lvmlab.train import TrainConfig, TrainingError
 
 CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
 RECIPE = Recipe(tokens=128, phases=((0.5, 2), (1.0, 4)), grid_start=False,
@@ -142,3 +142,29 @@ def test_compiled_layers_learn_the_same(trained, store, tmp_path):
                       progress=False) for compiled in (False, True)]  # fmt: skip
     assert [r["loss"] for r in logs[1]] == pytest.approx([r["loss"] for r in logs[0]], rel=1e-4)
     assert export_lvm(tmp_path / "True", tmp_path / "out").shape == "tiny"
+
+
+def test_a_factored_embedding_trains_its_projection_alone_and_is_folded(store, tmp_path):
+    codebook = torch.randn(1024, 6, generator=torch.Generator().manual_seed(0))
+    options = {"shape": "tiny", "config": CONFIG, "recipe": RECIPE, "tokens_per_image": 4, "progress": False}
+    log = train_lvm(store, tmp_path / "two", codebook=codebook, factored=True, **options)
+    assert log[-1]["loss"] < log[0]["loss"] - 1
+    weight = load_lvm(tmp_path / "two").llama.model.embed_tokens.weight.detach()
+    ours = torch.linalg.lstsq(codebook, weight).solution
+    torch.testing.assert_close(codebook @ ours, weight, atol=1e-4, rtol=1e-3)  # still a projection of the codebook
+    export_lvm(tmp_path / "two", tmp_path / "out")
+    with pytest.raises(ValueError, match="starts from a codebook"):
+        train_lvm(store, tmp_path / "none", factored=True, **options)
+    with pytest.raises(ValueError, match="vocabulary of 1024"):
+        train_lvm(store, tmp_path / "short", codebook=codebook[:9], factored=True, **options)
+
+
+def test_activation_checkpointing_changes_no_loss(store, trained, tmp_path):
+    log = train_lvm(store, tmp_path, shape="tiny", config=CONFIG, recipe=RECIPE, tokens_per_image=4, progress=False, checkpointing=True)
+    assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in trained[1]], abs=1e-4)
+
+
+def test_a_loss_that_is_not_finite_names_its_sources(store, tmp_path):
+    with pytest.raises(TrainingError, match=r"at step \d+ \(batch of (segmentation|motion): "):
+        wild = dataclasses.replace(CONFIG, lr=1e30, clip=0)
+        train_lvm(store, tmp_path, shape="tiny", config=wild, recipe=RECIPE, tokens_per_image=4, progress=False)

@@ -99,11 +99,16 @@ def recipe(setting: Setting, only: str | None) -> Recipe:
     return Recipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=Mixture("resampled", weights={only: 1.0} if only else SHARES))
 
 
+def store(groups: int) -> Path:
+    """The token store of the trained tasks, tokenised once."""
+    folder = paths.cache() / "studies" / STUDY / f"store-{groups}"
+    build(folder, Tokenizer.from_pretrained("mini"), [World(task, groups) for task in tasks.TRAINED])
+    return folder
+
+
 def sentences(setting: Setting, only: str | None) -> tuple[Path, Path]:
     """The token store, and the frozen list of all sentences that a training reads, both made once."""
-    root = paths.cache() / "studies" / STUDY
-    data = root / f"store-{setting.groups}"
-    build(data, Tokenizer.from_pretrained("mini"), [World(task, setting.groups) for task in tasks.TRAINED])
+    root, data = paths.cache() / "studies" / STUDY, store(setting.groups)
     drawn = Drawn(data, recipe(setting, only), steps=setting.steps, seed=0)
     count = setting.steps * drawn(0, 0, 1)["tokens"].shape[0]
     return data, freeze(root / f"list-{only or 'all'}-{setting.groups}-{count}", drawn, count, drawn.identity)

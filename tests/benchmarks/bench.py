@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bench_models  # noqa: F401  registers its entries
 import bench_store  # noqa: F401
+import bench_training  # noqa: F401
 import numpy as np
 from bench_rows import ENTRIES, JUDGED, Row, entry, interleaved, rates, rendered_by, where
 from rich.table import Table
@@ -27,7 +28,8 @@ from lvmlab.world import SIZE
 from lvmlab.worlds import render as rendered
 
 OUT = Path("runs/bench.json")
-ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.muon",
+ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
+         "train.300m", "train.muon", "train.resumed", "kd.cached",
          "complete.answers", "store.rows", "store.memory", "tokenize.mini", "tokenize.f16-8192", "import")
 REPEATS = {"world.render": 3, "import": 7}
 RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.store.build

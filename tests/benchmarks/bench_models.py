@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvmlab import paths, tasks
+from lvmlab.cost import forward_flops
 from lvmlab.device import default_device, precision
 from lvmlab.evaluate import Job, Scorer, answer, encoded, picture
 from lvmlab.images import from_uint8
-from lvmlab.lvm import LVM, cross_entropy
+from lvmlab.lvm import LVM, SHAPES, cross_entropy
 from lvmlab.lvm_train import SHARES, Recipe, weights
 from lvmlab.muon import Muon
 from lvmlab.prompting import complete_tokens
@@ -142,19 +143,26 @@ class Loop:
         return time.perf_counter() - started
 
 
-def training(shape: str):
-    """The two rows of a shape's training step: the real loop of `lvmlab.train`, which between its steps lets the others take theirs."""
+def peak() -> float:
+    """The most FLOPS of a bf16 matrix product that this machine gives, measured now."""
+    a, b = (torch.randn(2048, 2048, device=default_device()).bfloat16() for _ in range(2))
+    return 2 * 2048**3 / min(interleaved("peak", {"peak": lambda: a @ b}, 10)["peak"])
+
+
+def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: int = PAIRS, n: int = TOKENS, sentences: int = SENTENCES,
+             sides: tuple[str, ...] = ("plain", "stock")):
+    """The rows of a shape's training step: the real loop of `lvmlab.train`, which between its steps lets the others take theirs."""
     name, lvm = f"train.{shape}", LVM.from_shape(shape)
-    loops = {"plain": Loop(lvm, tuned=False), "stock": Loop(lvm, tuned=True)}
-    length = 2 * PAIRS * TOKENS
-    per_step = SENTENCES * length
+    loops = {side: Loop(lvm, tuned=side == "stock") for side in sides}
+    length = 2 * pairs * n
+    per_step = sentences * length
     taken: dict[str, list[float]] = {side: [] for side in ("ours", *loops)}
 
     def batch(step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         rng = np.random.default_rng(step)
-        names = [str(n) for n in rng.choice(list(SHARES), SENTENCES, p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
-        tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(SENTENCES, length)))
-        return {"tokens": tokens, "weights": weights(names, PAIRS, TOKENS, Recipe(), {n: 2 for n in names})}
+        names = [str(name) for name in rng.choice(list(SHARES), sentences, p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
+        tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(sentences, length)))
+        return {"tokens": tokens, "weights": weights(names, pairs, n, Recipe(), {name: 2 for name in names})}
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
         return model(batch["tokens"], batch["weights"], criterion=cross_entropy), {"items": float(batch["tokens"].numel())}
@@ -169,18 +177,22 @@ def training(shape: str):
                     taken[side].append(seconds)
             bar.update()
 
-        config = TrainConfig(steps=1 + STEPS, lr=LR, log_every=1, save_every=10**6)
+        config = TrainConfig(steps=1 + STEPS, lr=LR, log_every=1, save_every=10**6, tracker="none")
         train(lvm, batch, loss, config, folder, on_log=others, progress=False)
 
     speed = {side: per_step / median(seconds) for side, seconds in taken.items()}
-    kind = f"random tokens, sentences of {PAIRS} pairs, {per_step} tokens a step, median of {STEPS} steps taken in turn"
-    yield rates(name, speed["ours"], speed["plain"], "tokens/s", 2.0,
+    kind = f"random tokens, sentences of {pairs} pairs, {per_step} tokens a step, median of {STEPS} steps taken in turn"
+    yield rates(name, speed["ours"], speed["plain"], "tokens/s", limit,
                 f"the loop of lvmlab.train itself (weighted loss, {precision()}, fused AdamW, clipping; its own items a second, without log and "
                 f"checkpoint) against transformers' loss in fp32, AdamW neither fused nor foreach, clipping; {kind}")
     stock = "bf16 autocast" if precision() == "bf16" else "fp32 (the probe: bf16 is slower here)"
-    best = max(("plain", "stock"), key=speed.get)
+    best = max(loops, key=speed.get)
     yield rates(f"{name}/best-stock", speed["ours"], speed[best], "tokens/s", None,
                 f"against transformers' loss in {stock} with fused AdamW, eager{'' if best == 'stock' else '; the plain loop was faster and counts'}")
+    if share:
+        flops, most = 3 * forward_flops(SHAPES[shape], length) * speed["ours"], peak()
+        yield rates(f"{name}/peak-share", flops / 1e9, most / 1e9, "GFLOPS", share,
+                    "FLOPs of the model's matrix products, attention counted, against a bf16 product of 2048 x 2048 matrices measured after it")
 
 
 @entry("train.mini-student")
@@ -190,7 +202,13 @@ def train_student():
 
 @entry("train.mini-teacher")
 def train_teacher():
-    yield from training("mini-teacher")
+    yield from training("mini-teacher", share=0.42)
+
+
+@entry("train.80m")
+def train_80m():
+    """One sentence of four pairs of 256 tokens."""
+    yield from training("80m", limit=2.3, share=0.50, pairs=4, n=256, sentences=1)
 
 
 @entry("train.muon")

@@ -1,0 +1,118 @@
+"""Entries of the engine: a step with a teacher against one without, memory of a large step, trainings killed and gone on with."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_rows import Row, entry, interleaved, median
+
+from lvmlab.device import default_device, precision
+from lvmlab.distill import Objective, criterion
+from lvmlab.lvm import LVM, cross_entropy
+from lvmlab.teacher import Frozen, freeze, said, write_cache
+from lvmlab.train import read_log
+
+SENTENCES, LENGTH, STEPS, KILLS = 64, 512, 10, 10
+STEP = """
+import resource, sys, torch
+from lvmlab.lvm import LVM
+lean = sys.argv[1] == "lean"
+lvm = LVM.from_shape("300m").train()
+if lean:
+    lvm.llama.gradient_checkpointing_enable({"use_reentrant": False})
+optimizer = torch.optim.AdamW(lvm.parameters(), fused=True)
+with torch.autocast("cpu", torch.bfloat16, enabled=lean):
+    loss = lvm.loss(torch.randint(8192, (1, 2048), generator=torch.Generator().manual_seed(0)))
+loss.backward()
+optimizer.step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import time
+import test_train as t
+def slow(*place):
+    time.sleep(0.03)
+    return t.batches(*place)
+t.run(sys.argv[1], feed=slow)
+"""
+
+
+@entry("kd.cached")
+def distilling():
+    """Steps of mini-student on the same sentences: alone, from mini-teacher's cache, and from mini-teacher itself."""
+    student, teacher, rng = LVM.from_shape("mini-student").to(default_device()), LVM.from_pretrained("mini-teacher"), np.random.default_rng(0)
+
+    def random_sentences(step: int, part: int, parts: int) -> dict:
+        tokens = torch.from_numpy(rng.integers(student.vocab, size=(SENTENCES, LENGTH)))
+        return {"tokens": tokens, "read": tokens, "weights": torch.ones(tokens.shape), "tasks": ["segmentation"] * SENTENCES}
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = freeze(Path(temporary), random_sentences, SENTENCES, {})
+        sources = {"plain": Frozen(folder, 8, 0), "cached": Frozen(folder, 8, 0, teacher=write_cache(folder, teacher, progress=False))}
+        optimizer = torch.optim.AdamW(student.parameters(), fused=default_device().type in ("cpu", "cuda"))
+        numbers = iter(range(10**6))
+
+        def step(side: str) -> None:
+            batch = sources["cached" if side == "cached" else "plain"](next(numbers), 0, 1)
+            word = batch.get("word") if side == "cached" else said(teacher, batch["read"]) if side == "online" else None
+            with torch.autocast(default_device().type, torch.bfloat16, enabled=precision() == "bf16"):
+                loss = student(batch["tokens"], batch["weights"], criterion=criterion(Objective(), word) if word else cross_entropy)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        taken = {side: median(seconds) for side, seconds in
+                 interleaved("kd.cached", {side: lambda side=side: step(side) for side in ("plain", "cached", "online")}, STEPS).items()}
+    kind = (f"seconds of a step of mini-student on 8 sentences of {LENGTH} tokens ({precision()}, fused AdamW), median of {STEPS} taken in turn, "
+            "against one alone")
+    yield Row("kd.cached", taken["cached"], taken["plain"], taken["cached"] / taken["plain"], "s", 1.15,
+              f"with mini-teacher's word of all 1024 codes from its cache in 8 bits; {kind}", "ratio, at most")
+    yield Row("kd.cached/online", taken["online"], taken["plain"], taken["online"] / taken["plain"], "s", None, f"with mini-teacher itself; {kind}")
+
+
+@entry("train.300m")
+def large():
+    """The peak memory of one step of the 300M shape on a sentence of 2048 tokens, in a process of its own."""
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    found = {}
+    for side in ("lean", "plain"):
+        more = env if side == "lean" else dict(os.environ)
+        found[side] = float(subprocess.run([sys.executable, "-c", STEP, side], check=True, capture_output=True, text=True, env=more).stdout)
+    yield Row("train.300m/memory", found["lean"], found["plain"], found["lean"] / found["plain"], "MB", None,
+              "peak resident memory of one step on 2048 tokens: bf16 autocast, activation checkpointing and an allocator that gives memory back, "
+              "against fp32 with neither")
+
+
+@entry("train.resumed")
+def resumed():
+    """A small training killed at a random step, ten times over, and gone on with each time."""
+    tests = Path(__file__).resolve().parent.parent
+    sys.path.insert(0, str(tests))
+    import test_train as t
+
+    good = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        whole = t.losses(t.run(Path(temporary) / "whole", net=t.model()))
+        for kill in range(KILLS):
+            folder, after = Path(temporary) / str(kill), random.randrange(6, 22)
+            child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), str(tests)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+            while len((folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []) < after and child.poll() is None:
+                time.sleep(0.01)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            t.run(folder)
+            good += max(abs(r["loss"] - whole[r["step"]]) for r in read_log(folder)) < 2e-6
+    yield Row("train.resumed", float(good), float(KILLS), good / KILLS, "trainings", 1.0,
+              f"trainings killed by SIGKILL at a random step that went on to the losses of one that was not, of {KILLS}")
+
+
+__all__ = ["distilling", "large", "resumed"]

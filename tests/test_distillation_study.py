@@ -1,0 +1,60 @@
+"""The studies of distillation and of scaling: their arms, one of each kind for real, and the law's fit."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lvmlab import paths
+from lvmlab.lvm import LVM
+from lvmlab.studies import common, scaling
+from lvmlab.studies import distillation as study
+
+TINY = study.Setting(steps=4, tokens=1024, seeds=2, groups=2, prompts=2, curve=2, tune=2, teacher_steps=2, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "cache", lambda: folder)
+        patch.setattr(study, "LRS", (1e-3, 2e-3))
+        yield folder
+
+
+def test_arms_differ_in_what_they_say_alone():
+    whole = study.config("alone", TINY)
+    assert len({json.dumps(study.config(name, TINY)) for name in study.ARMS}) == len(study.ARMS)
+    named = ("arm", "objective", "shape", "only", "times")
+    assert all(study.config(name, TINY) | {k: whole[k] for k in named} == whole for name in study.ARMS)
+    student, teacher = (LVM.from_shape(shape).num_parameters for shape in (study.MICRO, study.TEACHER))
+    assert study.ARMS["alone, the teacher's compute too"].times == pytest.approx(1 + 2 * teacher / (6 * student), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["alone", "forward", "pose, forward"])
+def test_an_arm_tunes_trains_and_scores(cache, name):
+    record = study.arm(name, TINY)
+    assert [row["seed"] for row in record["result"]] == [0, 1]
+    row = record["result"][0]
+    assert set(row["tuning"]) == {"0.001", "0.002"} and row["lr"] == float(min(row["tuning"], key=row["tuning"].get))
+    assert set(row["losses"]) == ({"pose"} if "pose" in name else {"segmentation", "selection", "pose", "derain", "motion"})
+    assert 0 <= row["losses"]["pose"]["accuracy"] <= 1 and row["flops"]["student"] > 0
+    assert (row["flops"]["teacher"] > 0) == (name != "alone")
+    mean, low, high = study.gained({name: record, "alone": record}, name, "pose", against=name)
+    assert mean == low == high == 0 and "seeds each" in common.provenance({name: record})
+
+
+def test_a_size_trains_along_a_trunk(cache):
+    setting = scaling.Setting(budgets=(5, 10), tokens=1024, seeds=1, groups=2, prompts=2, tune=2, precision="fp32")
+    record = scaling.size("0.3M", setting)
+    assert [(row["budget"], row["tokens"]) for row in record["result"]] == [(5, 6 * 1024), (10, 12 * 1024)]
+    assert scaling.points({"0.3M": record}).shape == (2, 4)
+
+
+def test_the_law_is_found_again_where_it_holds():
+    n, d = (x.ravel() for x in np.meshgrid([0.3e6, 0.6e6, 1e6, 2.6e6], [1.2e6, 2.4e6, 4.9e6]))
+    truth = {"E": 2.0, "A": 0.5, "a": 0.6, "B": 1.5, "b": 0.5}
+    found = np.column_stack([n, d, scaling.predicted(truth, n, d), n])
+    assert scaling.law(found) == pytest.approx(truth, rel=0.1)
+    spread = scaling.left_out(found)
+    assert all(low <= value * 1.01 and value <= high * 1.01 for value, low, high in spread.values())
