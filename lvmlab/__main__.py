@@ -207,16 +207,16 @@ def train(
 
 def tokenize(
     folder: Folder, root: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ROOT")]],
-    reader: Literal["pairs", "coco-pose", "sa1b", "rain13k", "gopro", "clips", "images", "pascal5i"] = "pairs", *,
+    reader: Literal["pairs", "coco-pose", "sa1b", "rain13k", "gopro", "clips", "images", "pascal5i", "datasets"] = "pairs", *,
     task: str | None = None, annotations: Path | None = None, split: str | None = None, fold: int = 0, tokenizer: str = "mini", copies: int = 0,
-    tolerate: float = 0.01, parquet: Path | None = None,
+    tolerate: float = 0.01, parquet: Path | None = None, image: str = "image", label: str | None = None,
 ) -> None:  # fmt: skip
     """Tokenises a data set into the store FOLDER; goes on where it was stopped; under `accelerate launch` each process does its own parts.
 
     Args:
         folder: of the store.
-        root: of the data set, in its own layout (see lvmlab.datasets).
-        reader: which data set it is; pairs is any folder of paired images.
+        root: of the data set, in its own layout (see lvmlab.datasets); with the reader datasets, what datasets.load_dataset takes.
+        reader: which data set it is; pairs is any folder of paired images, datasets any data set with image columns.
         task: its name in the store; the reader's own by default.
         annotations: COCO's json.
         split: a name for it, and for images and pascal5i the part that is read.
@@ -225,6 +225,8 @@ def tokenize(
         copies: augmented copies beside each row.
         tolerate: the share of broken members that is passed over.
         parquet: also write the store's parts as Parquet files to this folder.
+        image: with the reader datasets, the column of pictures.
+        label: and that of labels; without it the rows are single pictures.
     """
     from accelerate import PartialState
 
@@ -241,6 +243,7 @@ def tokenize(
         "sa1b": lambda: ds.sa1b(root, **named), "rain13k": lambda: ds.rain13k(root, **named), "gopro": lambda: ds.gopro(root, **named),
         "clips": lambda: ds.clips(root, **named), "images": lambda: ds.image_folder(root, **named),
         "pascal5i": lambda: ds.pascal5i(root, fold, **named),
+        "datasets": lambda: ds.huggingface(ds.loaded(root, split or "train"), image, label, **named),
     }[reader]()  # fmt: skip
     found.task = task or found.task
     state, speaker = PartialState(cpu=default_device().type == "cpu"), Tokenizer.from_pretrained(tokenizer)

@@ -343,6 +343,15 @@ def pascal5i(root: str | Path, fold: int, *, split: str = "val") -> Reader:
     return Reader("foreground", list(zip(voc.images, voc.masks, strict=True)), read, split=split, name=lambda m: Path(m[0]).stem)
 
 
+def loaded(source: str | Path, split: str):
+    """A data set of the hub, or of a folder or file, as `datasets` loads it; or one that `Dataset.save_to_disk` wrote."""
+    import datasets
+
+    saved = (Path(source) / "dataset_info.json").is_file() or (Path(source) / "dataset_dict.json").is_file()
+    found = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
+    return found[split] if isinstance(found, datasets.DatasetDict) else found
+
+
 def huggingface(data, image: str = "image", label: str | None = None, *, task: str = "pairs", split: str = "train") -> Reader:
     """Any `datasets.Dataset` with image columns: pairs of ``image`` and ``label``, or images alone."""
     for column in filter(None, (image, label)):

@@ -139,6 +139,17 @@ def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> tupl
     return torch.cat(losses).numpy(), torch.cat(right).numpy()
 
 
+@torch.inference_mode()
+def picture_losses(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 16) -> np.ndarray:
+    """Cross entropy in nats a token of every picture of sentences (B, T) but the first, given all before it: (B, T / n - 1)."""
+    found = []
+    for part in tokens.to(lvm.device).split(batch):
+        logits = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, n - 1 :]).float()
+        losses = torch.nn.functional.cross_entropy(logits.mT, part[:, n:].long(), reduction="none")
+        found.append(losses.unflatten(1, (-1, n)).mean(2).cpu())
+    return torch.cat(found).numpy()
+
+
 def perplexities(losses: np.ndarray) -> dict[str, float]:
     """`answer_loss` in both published measures: DeLVM's, exp of the mean over all tokens, and LVM's, the mean over sentences of exp."""
     mean = losses.mean()

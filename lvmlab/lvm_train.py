@@ -35,7 +35,7 @@ class Recipe:
     image_weight: of the tokens of inputs. answer_weights: of the answers of the tasks it names, 1 for the others.
     noise: the share of answers that are read disturbed, see `disturb`. recode: the share of a task's sentences whose labels are written
     in other codes, see `recode`. grid_start: see `LVM.start_from_grid`.
-    mixture: which task a sentence is of, see `lvmlab.mixture`.
+    mixture: which task a sentence is of, see `lvmlab.mixture`. mixed: the share of sentences in which every pair is of a task of its own.
     """
 
     tokens: int = 4096
@@ -46,14 +46,16 @@ class Recipe:
     recode: dict[str, float] = field(default_factory=dict)
     grid_start: bool = True
     mixture: Mixture = Mixture("resampled", weights=SHARES)
+    mixed: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "phases", tuple(tuple(p) for p in self.phases))
         ends = [end for end, _ in self.phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1.0 or any(pairs < 1 for _, pairs in self.phases):
             raise ValueError(f"Recipe.phases={self.phases!r}: give (end, pairs), ends rising to 1.0 and at least one pair")
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"Recipe.noise={self.noise!r}: give a share from 0 to 1")
+        for share in ("noise", "mixed"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise ValueError(f"Recipe.{share}={getattr(self, share)!r}: give a share from 0 to 1")
         if not 0 <= self.image_weight:
             raise ValueError(f"Recipe.image_weight={self.image_weight!r}: give 0 or more")
 
@@ -119,7 +121,7 @@ class Drawn:
     def __init__(self, store: str | Path, recipe: Recipe, *, steps: int, seed: int, tokens_per_image: int = 64, codes: np.ndarray | None = None):
         self.data = Store(store, copies=recipe.mixture.most_copies)
         self.recipe, self.steps, self.seed, self.n, self.codes = recipe, steps, seed, tokens_per_image, codes
-        self.counts, self.pictures = self.data.counts(), {task: rows.pictures for task, rows in self.data.tasks.items()}
+        self.counts, self.pictures = self.data.counts(), {"mixed": 2} | {task: rows.pictures for task, rows in self.data.tasks.items()}
 
     @property
     def identity(self) -> dict:
@@ -130,7 +132,7 @@ class Drawn:
         pairs, number = self.recipe.pairs(step, self.steps), step * parts + part
         size = max(1, self.recipe.tokens // (parts * pairs * 2 * self.n))
         shares = self.recipe.mixture.shares(self.counts, step, self.steps)
-        tokens, names, rows = self.data.batch(number, size, pairs, shares, self.seed)
+        tokens, names, rows = self.data.batch(number, size, pairs, shares, self.seed, self.recipe.mixed)
         if self.recipe.recode:
             tokens = recode(tokens, names, pairs, self.recipe.recode, self.codes, np.random.default_rng((self.seed, number, 2)))
         read = disturb(tokens, pairs, self.recipe.noise, np.random.default_rng((self.seed, number, 1)))
@@ -138,7 +140,7 @@ class Drawn:
 
     def culprit(self, batch: dict) -> str:
         """The sources of a batch's sentences."""
-        return "; ".join(f"{task}: {', '.join(self.data.sources(task, rows))}" for task, rows in zip(batch["tasks"], batch["rows"], strict=True))
+        return "; ".join(f"{task}: {', '.join(self.data.sources(task, rows))}" for origin in batch["rows"] for task, rows in origin)
 
 
 def train_lvm(

@@ -31,6 +31,9 @@ _TEXT = pa.dictionary(pa.int32(), pa.string())
 TEXTS = ("task", "source", "split", "group", "augmentation")
 
 
+Origin = list[tuple[str, np.ndarray]]  # the rows of a sentence, by task
+
+
 class Readable(Protocol):
     """What `build` tokenises: `lvmlab.datasets.Reader`, or `lvmlab.worlds.World`."""
 
@@ -208,16 +211,35 @@ class Store:
         """How many rows of each task may be drawn."""
         return {task: len(rows) if (groups := self._groups[task]) is None else sum(map(len, groups)) for task, rows in self.tasks.items()}
 
-    def batch(self, step: int, size: int, pairs: int, shares: dict[str, float], seed: int) -> tuple[Tensor, list[str], list[np.ndarray]]:
-        """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, the task of each and its rows: a function of (seed, step)."""
+    def batch(self, step: int, size: int, pairs: int, shares: dict[str, float], seed: int,
+              mixed: float = 0.0) -> tuple[Tensor, list[str], list[Origin]]:
+        """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, the task of each and its rows: a function of (seed, step).
+
+        mixed: the share of sentences whose every pair is of a task of its own, drawn alike; their task is called "mixed".
+        """
         rng = np.random.default_rng((seed, step))
         names = [name for name in shares if name in self.tasks and shares[name] > 0]
         if not names:
             raise ValueError(f"none of {', '.join(shares)} is in the store (stored: {', '.join(self.tasks)}): build it with the tasks you train")
         weights = np.array([shares[name] for name in names])
         drawn = [str(name) for name in rng.choice(names, size, p=weights / weights.sum())]
-        found = [self.sentence(name, pairs, rng) for name in drawn]
-        return torch.from_numpy(np.stack([tokens for tokens, _ in found]).astype(np.int64)), drawn, [rows for _, rows in found]
+        if mixed:
+            drawn = ["mixed" if rng.random() < mixed else name for name in drawn]
+        found = [self._mixed(names, weights, pairs, rng) if name == "mixed" else self._of(name, pairs, rng) for name in drawn]
+        return torch.from_numpy(np.stack([tokens for tokens, _ in found]).astype(np.int64)), drawn, [origin for _, origin in found]
+
+    def _of(self, task: str, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, Origin]:
+        tokens, rows = self.sentence(task, pairs, rng)
+        return tokens, [(task, rows)]
+
+    def _mixed(self, names: list[str], weights: np.ndarray, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, Origin]:
+        """Pairs of a task each. Raises ValueError where no task that is drawn has pairs."""
+        paired = np.array([self.tasks[name].pictures == 2 for name in names])
+        if not paired.any():
+            raise ValueError(f"a mixed sentence takes tasks of pairs, and {', '.join(names)} are of clips or single images: leave mixed at 0")
+        chosen = rng.choice(np.array(names)[paired], pairs, p=weights[paired] / weights[paired].sum())
+        found = [self.sentence(str(task), 1, rng) for task in chosen]
+        return np.concatenate([tokens for tokens, _ in found]), [(str(task), rows) for task, (_, rows) in zip(chosen, found, strict=True)]
 
     def sentence(self, task: str, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (pairs * 2 * N,) and their rows: pairs or images of one group in any order, or consecutive frames of a clip. Raises ValueError."""

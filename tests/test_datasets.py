@@ -290,5 +290,10 @@ def test_a_datasets_data_set(tmp_path):
     reader = ds.huggingface(data, "photo", "mask")
     assert [r.source for r in rows(reader)] == ["0"] and set(reader.report.broken) == {"1"}
     assert len(rows(ds.huggingface(data, "photo"))[0].pictures) == 1
+    data.save_to_disk(tmp_path / "disk")
+    (tmp_path / "parquet").mkdir()
+    data.select([0]).to_parquet(tmp_path / "parquet" / "train.parquet")
+    for where in ("disk", "parquet"):
+        assert [r.source for r in rows(ds.huggingface(ds.loaded(tmp_path / where, "train"), "photo", "mask"))] == ["0"]
     with pytest.raises(ValueError, match="no column 'image': choose from photo, mask"):
         ds.huggingface(data)

@@ -197,3 +197,18 @@ def test_clips_keep_their_order(numbered):
 def test_shares_are_kept(numbered):
     drawn = [name for step in range(40) for name in numbered.batch(step, 20, 2, {"segmentation": 3.0, "motion": 1.0}, seed=0)[1]]
     assert 0.69 < drawn.count("segmentation") / len(drawn) < 0.81  # four standard deviations of 800 draws
+
+
+def test_a_mixed_sentence_holds_pairs_of_several_tasks(tmp_path):
+    write_store(tmp_path, {name: np.full((6, 8, 2, 4), i, np.uint16) + np.arange(2, dtype=np.uint16)[:, None] * 10
+                           for i, name in enumerate(("segmentation", "pose"))} | {"motion": np.full((4, 8, 2, 4), 5, np.uint16)})  # fmt: skip
+    store, shares = Store(tmp_path), {"segmentation": 1.0, "pose": 3.0, "motion": 2.0}
+    tokens, names, rows = store.batch(0, 200, 4, shares, seed=0, mixed=0.5)
+    assert 0.35 < names.count("mixed") / len(names) < 0.65
+    mixed = tokens[[name == "mixed" for name in names]].view(-1, 4, 2, 4)
+    assert (mixed[:, :, 1] == mixed[:, :, 0] + 10).all(), "an image is followed by its own label"
+    assert 0.65 < mixed[:, :, 0].float().mean() < 0.85 and (mixed[:, :, 0, 0].float().std(1) > 0).any(), "by the shares, and within a sentence"
+    assert all(len(origin) == (4 if name == "mixed" else 1) for name, origin in zip(names, rows, strict=True))
+    assert store.sources("pose", rows[names.index("mixed")][0][1]) == [""]
+    with pytest.raises(ValueError, match="clips or single images"):
+        store.batch(0, 2, 4, {"motion": 1.0}, seed=0, mixed=1.0)

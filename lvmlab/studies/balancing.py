@@ -140,6 +140,12 @@ def realised(record: dict) -> dict[str, float]:
     return {task: float(np.mean([shares.get(task, 0.0) for shares in points])) for task in TASKS}
 
 
+def best(records: dict[str, dict]) -> str:
+    """The scheme of least mean cross entropy over the tasks, of those that need no other data and keep no order."""
+    schemes = [name for name in records if not ARMS[name].full and not ARMS[name].mixture.order]
+    return min(schemes, key=lambda name: np.mean([final_losses(records[name], task).mean() for task in TASKS]))
+
+
 def effects(records: dict[str, dict], task: str, value: Callable[[dict, str], np.ndarray] = final_losses) -> dict[str, tuple[float, float, float]]:
     """What sampling and augmentation do to a task, each apart from the other: (mean, low, high), 95 % t intervals over paired seeds.
 
