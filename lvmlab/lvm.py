@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,19 +14,20 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from lvmlab import paths
+from lvmlab.checkpoints import llamas
+from lvmlab.checkpoints.files import refusal
 from lvmlab.device import default_device
 from lvmlab.files import atomic
-from lvmlab.tokenizer import CheckpointError, Tokenizer, fingerprint
+from lvmlab.tokenizer import CheckpointError, Tokenizer, fetched, fingerprint, is_hub_id
 
 CONFIG, LOG, CARD = "config.json", "log.json", "README.md"
-_NO_HUB = (OSError, HfHubHTTPError, HFValidationError)
+UNUSED = (8292, 8192)  # LVM's vocabulary, and how many of it are codes
 
 
 @dataclass(frozen=True)
@@ -103,31 +105,20 @@ class LVM(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
                         codes: int | None = None) -> "LVM":
-        """Trained weights: the name of a shipped model, a folder, or a hub id "owner/name", in `transformers`' LLaMA layout.
+        """Trained weights: the name of a shipped model, a folder, or a hub id "owner/name", in `transformers`' LLaMA layout or DeLVM's.
 
-        device: None is CUDA, then MPS, then CPU. codes: how many of the vocabulary are codes, where some ids are unused
-        (LVM: 8192 of 8292). Raises CheckpointError, naming missing and unexpected keys. Executes no code: safetensors only.
+        device: None is CUDA, then MPS, then CPU. codes: how many of the vocabulary are codes, where some ids are unused (None: LVM's 8192 of
+        8292, else all). Raises CheckpointError, naming missing and unexpected keys. Executes no code from the checkpoint.
         """
         source = _find(name)
-        try:
-            with _quiet():  # what it would warn of is raised below
-                llama, info = LlamaForCausalLM.from_pretrained(
-                    source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-                    attn_implementation="sdpa", local_files_only=isinstance(source, Path))  # fmt: skip
-        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, *_NO_HUB) as error:
-            remedy = "it is damaged or no safetensors checkpoint; copy or install it again" if isinstance(source, Path) else \
-                "check the id and the connection, or give a folder"
-            raise CheckpointError(f"{name} cannot be loaded ({str(error).strip().splitlines()[0]}): {remedy}") from error
-        problems = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"],
-                    "misshapen": [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]],
-                    "not finite": [k for k, v in llama.state_dict().items() if not torch.isfinite(v).all()]}
-        found = [f"{what}: {', '.join(sorted(keys)[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-                 for what, keys in problems.items() if keys]
-        if found:
-            raise CheckpointError(f"{name} does not fit its {CONFIG} ({'; '.join(found)}): it is damaged or of another network")
+        llama = llamas.find(source)
+        if llama is None:
+            llama = _plain(source, name, dtype)
+        if codes is None and llama.config.vocab_size == UNUSED[0]:
+            codes = UNUSED[1]
         if codes is not None:
             llama.config.tokenizer_codes = codes
-        return cls(llama.to(device or default_device())).eval()
+        return cls(llama.to(device or default_device(), dtype)).eval()
 
     def save_pretrained(self, folder: str | Path, *, tokenizer_fingerprint: str | None = None, log: list[dict] | None = None,
                         card: str | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -152,6 +143,10 @@ class LVM(nn.Module):
                     with atomic(folder / name) as written:
                         written.write_text(text)
             os.replace(files[-1], folder / CONFIG)
+
+    def save_delvm(self, folder: str | Path) -> None:
+        """Writes the model in DeLVM's exported layout. Raises ValueError for a model that is no LLaMA."""
+        llamas.save_delvm(self.llama, Path(folder))
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, seed: int = 0) -> "LVM":
@@ -340,23 +335,46 @@ def _model_type(path: Path) -> str | None:
         return None
 
 
-def _find(name: str | Path) -> Path | str:
-    """The folder or hub id that `name` stands for."""
+def _plain(folder: Path, name: str | Path, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A LLaMA in `transformers`' own layout; a .bin is read as tensors alone."""
+    try:
+        with _quiet():  # what it would warn of is raised below
+            llama, info = LlamaForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=any(folder.glob("*.safetensors")) or None, output_loading_info=True, local_files_only=True,
+                ignore_mismatched_sizes=True, attn_implementation="sdpa", weights_only=True)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+        if refused := next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, pickle.UnpicklingError)), None):
+            raise refusal(name, refused) from error
+        raise CheckpointError(f"{name} cannot be loaded ({str(error).strip().splitlines()[0]}): it is damaged or holds no weights that can be read; "
+                              "copy or install it again") from error
+    problems = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"],
+                "misshapen": [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]],
+                "not finite": [k for k, v in llama.state_dict().items() if not torch.isfinite(v).all()]}
+    found = [f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(f"{name} does not fit its {CONFIG} ({'; '.join(found)}): it is damaged or of another network")
+    return llama
+
+
+def _find(name: str | Path) -> Path:
+    """The folder that `name` stands for; a hub id is fetched."""
     folder = next((p for p in (Path(name), paths.assets() / "models" / str(name)) if p.is_dir()), None)
     if folder is not None:
+        if (folder / "model_config.pt").is_file():
+            return folder
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"{folder / CONFIG} is missing: give a folder written by save_pretrained")
         kind = _model_type(folder / CONFIG)
         if kind == "lvmlab-vqgan":
             raise CheckpointError(f"{name} holds a tokenizer: use Tokenizer.from_pretrained")
-        if kind != "llama":
+        if kind not in ("llama", "internlm", "vit"):
             raise CheckpointError(f"{folder / CONFIG} describes no LLaMA (model_type {kind!r}): it is damaged or of another kind of model")
         return folder
     if str(name) in SHAPES:
         raise CheckpointError(f"{str(name)!r} is a shape, without trained weights: LVM.from_shape({str(name)!r}) gives fresh ones "
                               f"(shipped: {', '.join(_shipped()) or 'none'})")
-    if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
+    if is_hub_id(name):
+        return fetched(name)
     raise CheckpointError(f"no model {str(name)!r}: neither a folder, a hub id \"owner/name\" nor a shipped model "
                           f"(shipped: {', '.join(_shipped()) or 'none'}); LVM.from_shape gives untrained weights")
 

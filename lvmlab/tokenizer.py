@@ -7,20 +7,17 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lvmlab import paths
+from lvmlab.checkpoints import vqgans
+from lvmlab.checkpoints.files import CheckpointError, compared, read_config, read_state, weights_in
 from lvmlab.device import default_device, precision
 from lvmlab.files import atomic
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
 CONFIG, WEIGHTS, LOG = "config.json", "model.safetensors", "log.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another shape; the message names the file and the remedy."""
 
 
 class Tokenizer:
@@ -52,22 +49,22 @@ class Tokenizer:
             return cls(VQGAN(config), **options)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **options) -> "Tokenizer":
-        """Trained weights: the name of a shipped model or a folder with config.json and model.safetensors.
+    def from_pretrained(cls, name: str | Path, *, resolution: int | None = None, **options) -> "Tokenizer":
+        """Trained weights: the name of a shipped model, a folder, a file or a hub id "owner/name"; ours, or of a kind in `checkpoints.vqgans`.
 
-        Raises CheckpointError. Executes no code from the checkpoint.
+        resolution: of the pictures, for files that do not say (LlamaGen's, aMUSEd's; None: 256). Raises CheckpointError. Executes no code
+        from the checkpoint.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = paths.assets() / "models" / str(name)
-        if not folder.is_dir():
-            shipped = sorted(p.parent.name for p in (paths.assets() / "models").glob(f"*/{CONFIG}"))
-            raise CheckpointError(f"no tokenizer {str(name)!r}: neither a folder nor a shipped model "
-                                  f"(shipped: {', '.join(shipped) or 'none'}); Tokenizer.from_preset gives untrained weights")
-        config, training = _read_config(folder / CONFIG)
+        path = _find(name)
+        training, config = {}, read_config(path / CONFIG) if (path / CONFIG).is_file() else {}
+        if config.get("model_type") == "lvmlab-vqgan":
+            shape, training = _shape(path / CONFIG, config)
+            state = read_state(weights_in(path, WEIGHTS))
+        else:
+            shape, state = vqgans.find(path, resolution)
         with torch.device("meta"):
-            net = VQGAN(config)
-        net.load_state_dict(read_weights(folder / WEIGHTS, net), assign=True)
+            net = VQGAN(shape)
+        net.load_state_dict(compared(state, net.state_dict(), path), assign=True)
         return cls(net, training=training, **options)
 
     def save_pretrained(self, folder: str | Path, log: list[dict] | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -108,7 +105,8 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of shape and weights: equal if and only if the tokens mean the same."""
-        return fingerprint(self.net, json.dumps(asdict(self.config), sort_keys=True))
+        shape = {k: v for k, v in asdict(self.config).items() if k != "signed" or v}  # a field younger than the first fingerprints
+        return fingerprint(self.net, json.dumps(shape, sort_keys=True))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -183,37 +181,38 @@ def check_tokens(tokens: Tensor, count: int, codes: int) -> None:
                              "were the tokens made by another tokenizer?")
 
 
-def _read_config(path: Path) -> tuple[VQGANConfig, dict]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: give a folder written by save_pretrained")
+def _find(name: str | Path) -> Path:
+    """The folder or file that a name stands for; a hub id is fetched."""
+    found = next((p for p in (Path(name), paths.assets() / "models" / str(name)) if p.exists()), None)
+    if found is not None:
+        return found
+    if is_hub_id(name):
+        return fetched(name)
+    shipped = sorted(p.parent.name for p in (paths.assets() / "models").glob(f"*/{CONFIG}"))
+    raise CheckpointError(f"no tokenizer {str(name)!r}: neither a folder nor a shipped model "
+                          f"(shipped: {', '.join(shipped) or 'none'}); Tokenizer.from_preset gives untrained weights")
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether a name could be "owner/name"."""
+    return isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def fetched(name: str) -> Path:
+    """The folder that a hub id's files are fetched to. Raises CheckpointError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
-        fields = json.loads(path.read_text())
-        training = fields.pop("training", {})
-        if fields.pop("model_type") != "lvmlab-vqgan":
-            raise ValueError("it describes no lvmlab VQGAN")
-        return VQGANConfig(**fields), training
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.yaml"]))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise CheckpointError(f"{name} is no folder here and cannot be fetched ({str(error).strip().splitlines()[0]}): check the id and the "
+                              "connection, or give a folder") from error
+
+
+def _shape(path: Path, config: dict) -> tuple[VQGANConfig, dict]:
+    fields = {k: v for k, v in config.items() if k not in ("model_type", "training")}
+    try:
+        return VQGANConfig(**fields), config.get("training", {})
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be used ({error}): it is damaged or of another kind of model") from error
-
-
-def read_weights(path: Path, net: VQGAN) -> dict[str, Tensor]:
-    """The state dict in a safetensors file as fp32, its keys and shapes held against those of `net`."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: give a folder written by save_pretrained")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): it is damaged; copy or install it again") from error
-    wanted = net.state_dict()
-    problems = {
-        "missing": sorted(wanted.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - wanted.keys()),
-        "misshapen": [f"{k} {tuple(state[k].shape)} for {tuple(wanted[k].shape)}" for k in sorted(wanted.keys() & state.keys())
-                      if state[k].shape != wanted[k].shape],
-        "not finite": [k for k in sorted(state) if not torch.isfinite(state[k]).all()],
-    }
-    found = [f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-             for what, keys in problems.items() if keys]
-    if found:
-        raise CheckpointError(f"{path} does not fit its {CONFIG} ({'; '.join(found)}): it is damaged or of another network")
-    return {k: v.float() for k, v in state.items()}

@@ -19,6 +19,7 @@ class VQGANConfig:
 
     local: the encoder sees each cell and a narrow margin, by 1x1 convolutions after the stem, norms over channels alone and no
     attention. A flat cell then has one code wherever it lies, which makes the tokens an easier language; the decoder sees all.
+    signed: inside, pictures go from -1 to 1 (taming-transformers, LlamaGen).
     """
 
     resolution: int = 256
@@ -35,6 +36,7 @@ class VQGANConfig:
     cosine: bool = False
     patch: int = 1
     groups: int = 32
+    signed: bool = False
 
     def __post_init__(self):
         for field in ("channel_mult", "attn_resolutions"):  # JSON gives lists
@@ -95,14 +97,15 @@ class VQGAN(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to what is looked up in the codebook, (B, N, embed_dim), not normalised."""
-        z = self.quant_conv(self.encoder(images))
+        z = self.quant_conv(self.encoder(2 * images - 1 if self.config.signed else images))
         return z.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D), raster order
 
     def render(self, codes: Tensor) -> Tensor:
         """Codebook rows (B, N, embed_dim) to pictures (B, 3, H, W), not clamped."""
         grid = self.config.grid
         z = codes.transpose(1, 2).unflatten(2, (grid, grid))  # (B, N, D) -> (B, D, h, w)
-        return self.decoder(self.post_quant_conv(z))
+        pictures = self.decoder(self.post_quant_conv(z))
+        return (pictures + 1) / 2 if self.config.signed else pictures
 
 
 class Codebook(nn.Module):

@@ -152,6 +152,13 @@ def test_weights_are_bf16_on_disk_and_fp32_in_use(lvm, tmp_path):
     assert torch.equal(again.llama.lm_head.weight, lvm.llama.lm_head.weight.bfloat16().float())
 
 
+class Runs:
+    """What would run code when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
 def damage(folder, how):
     weights, config = folder / "model.safetensors", folder / "config.json"
     if how == "truncated":
@@ -159,7 +166,7 @@ def damage(folder, how):
     elif how == "no weights":
         weights.unlink()
     elif how == "pickle":
-        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        torch.save({**load_file(weights), "more": Runs()}, folder / "pytorch_model.bin")
         weights.unlink()
     elif how == "no config":
         config.unlink()
@@ -180,8 +187,14 @@ def damage(folder, how):
         save_file(state, weights, metadata={"format": "pt"})
 
 
+def test_a_pickle_of_tensors_alone_is_read(saved, lvm):
+    torch.save(load_file(saved / "model.safetensors"), saved / "pytorch_model.bin")
+    (saved / "model.safetensors").unlink()
+    assert LVM.from_pretrained(saved, device="cpu").fingerprint() == lvm.fingerprint()
+
+
 @pytest.mark.parametrize("how, message", [
-    ("truncated", "damaged"), ("no weights", "model.safetensors"), ("pickle", "safetensors"), ("no config", "config.json is missing"),
+    ("truncated", "damaged"), ("no weights", "model.safetensors"), ("pickle", "wants print"), ("no config", "config.json is missing"),
     ("bad json", "damaged"), ("other kind", "gpt2"), ("missing", "missing: model.layers.1.mlp.up_proj.weight"),
     ("unexpected", "unexpected: model.layers.7.mlp.up_proj.weight"), ("misshapen", "misshapen: lm_head.weight"),
     ("not finite", "not finite: model.norm.weight")])
