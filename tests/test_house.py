@@ -24,9 +24,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("paths", "files", "device", "images"),
     ("vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "patchlm"),
-    ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture"),
+    ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "labelled"),
     ("distill", "teacher", "muon", "train", "vqgan_train", "prompting", "lvm_train"),
-    ("evaluate", "cost"),
+    ("evaluate", "cost", "probe"),
     ("runs", "studies"),
     ("plots",),
     ("demo", "__main__"),

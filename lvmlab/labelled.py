@@ -1,0 +1,102 @@
+"""Labelled pictures for probes: mini-world's objects, Fashion-MNIST, any ImageFolder and so ImageNet."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lvmlab import images
+from lvmlab.sentences import generator
+from lvmlab.world import Sources, default, scenes
+
+DEBIAN = Path("/usr/share/dataset-fashion-mnist")  # where Debian's package puts it
+READERS = 2
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures with classes. ``picture(i)`` is uint8 (size, size, 3); labels (P,); classes: their names; sources (P,): what intervals are taken over.
+
+    name: with the size, what a cache of features is called by.
+    """
+
+    name: str
+    size: int
+    picture: Callable[[int], np.ndarray] = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    classes: list[str] = field(repr=False)
+    sources: np.ndarray = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: range | np.ndarray) -> np.ndarray:
+        """Pictures uint8 (len(rows), size, size, 3)."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return np.stack(list(pool.map(self.picture, map(int, rows))))
+
+    def first(self, count: int) -> "Labelled":
+        """The first pictures of every class, ``count`` of each at most."""
+        kept = np.sort(np.concatenate([np.flatnonzero(self.labels == c)[:count] for c in np.unique(self.labels)]))
+        return Labelled(f"{self.name}, {count} a class", self.size, lambda i: self.picture(int(kept[i])), self.labels[kept], self.classes,
+                        self.sources[kept])  # fmt: skip
+
+
+def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None = None) -> Labelled:
+    """mini-world's objects of a split, each ``times`` on photographs of the split; no family is in two splits."""
+    world = sources or default()
+    sprites, names = world.all("objects", split), world.classes
+    classes = {name: i for i, name in enumerate(names)}
+
+    def picture(i: int) -> np.ndarray:
+        rng = generator(31, split, "objects", i)
+        canvas, _ = scenes.background(world, split, size, rng)
+        canvas = canvas.copy()
+        layer = scenes.place(sprites[i // times], size, rng.uniform(0.12, 0.35), rng)
+        x, y = (int(rng.integers(-side // 8, max(1, size - side + side // 8))) for side in (layer.shape[1], layer.shape[0]))
+        scenes.paste(canvas, layer, x, y)
+        return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
+
+    labels = np.repeat([classes[sprite.klass] for sprite in sprites], times)
+    return Labelled(f"mini-world objects {split} x{times}", size, picture, labels, names, np.repeat([s.family for s in sprites], times))
+
+
+def fashion_mnist(split: str, size: int = 64, root: Path = DEBIAN) -> Labelled:
+    """Fashion-MNIST, grey as three channels; every picture is a source of its own. Raises FileNotFoundError with the remedy."""
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    part = "train" if split == "train" else "t10k"
+    files = [_unpacked(Path(root), f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    pixels, labels = read_image_file(str(files[0])).numpy(), read_label_file(str(files[1])).numpy()
+    names = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+    return Labelled(f"Fashion-MNIST {split}", size, lambda i: images.to_uint8(images.load(pixels[i], size)), labels, names, np.arange(len(labels)))
+
+
+def _unpacked(root: Path, name: str) -> Path:
+    """torchvision reads plain idx files; Debian's are gzipped."""
+    import gzip
+    import shutil
+
+    from lvmlab import paths
+    from lvmlab.files import atomic
+
+    plain, packed, kept = root / name, root / f"{name}.gz", paths.cache() / "fashion-mnist" / name
+    if plain.is_file():
+        return plain
+    if not packed.is_file():
+        raise FileNotFoundError(f"{packed} is missing: install Debian's package dataset-fashion-mnist, or give the folder of the four idx files")
+    if not kept.is_file():
+        with atomic(kept) as temporary, gzip.open(packed, "rb") as source, open(temporary, "wb") as target:
+            shutil.copyfileobj(source, target)
+    return kept
+
+
+def image_folder(root: str | Path, split: str = "", size: int = 224) -> Labelled:
+    """root[/split]/CLASS/*, as ImageNet lies on disk; every picture is a source of its own."""
+    from torchvision.datasets import ImageFolder
+
+    found = ImageFolder(Path(root) / split)
+    return Labelled(f"{Path(root).name} {split}".strip(), size, lambda i: images.to_uint8(images.load(found.samples[i][0], size)),
+                    np.array(found.targets), found.classes, np.arange(len(found.targets)))  # fmt: skip

@@ -1,0 +1,280 @@
+"""What frozen features know: those of any block of any model, extracted once, and probes that read a class from them.
+
+Linear probe; AIM's attentive probe (arXiv 2401.08541, section 4: one learned query attends to the places of a picture); k-nearest neighbours.
+Scores are balanced accuracies, their intervals 95 % bootstraps over sources. Raw pixels and an untrained trunk are the floors.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lvmlab import paths
+from lvmlab.device import default_device, precision
+from lvmlab.files import atomic
+from lvmlab.images import from_uint8
+from lvmlab.labelled import Labelled
+from lvmlab.lvm import LVM
+from lvmlab.patchlm import PatchLM
+from lvmlab.tokenizer import Tokenizer, fingerprint
+
+FEW = 100  # classes up to which the linear probe is scikit-learn's
+PENALTIES = (0.001, 0.01, 0.1, 1.0)  # of the linear probe: the inverse strength, chosen on val
+RESAMPLES = 1000
+
+
+class Trunk(Protocol):
+    """A frozen model. ``blocks``: pictures (B, 3, S, S) in [0, 1] to the output of every block, (B, N, width) each."""
+
+    name: str
+
+    def fingerprint(self) -> str: ...
+    def blocks(self, pictures: Tensor) -> list[Tensor]: ...
+
+
+@dataclass
+class Tokens:
+    """A token LVM that reads one picture's tokens: each place has seen those before it."""
+
+    lvm: LVM
+    tokenizer: Tokenizer
+    name: str = "token LVM"
+
+    def fingerprint(self) -> str:
+        return f"{self.lvm.fingerprint()}-{self.tokenizer.fingerprint}"
+
+    def blocks(self, pictures: Tensor) -> list[Tensor]:
+        tokens, found = self.tokenizer.encode(pictures).clone().to(self.lvm.device), []  # not an inference tensor
+        hooks = [layer.register_forward_hook(lambda module, given, out: found.append(out[0] if isinstance(out, tuple) else out))
+                 for layer in self.lvm.llama.model.layers]  # the list that transformers returns ends in the normed one
+        try:
+            self.lvm.hidden(tokens)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+@dataclass
+class Patches:
+    """A patch model, read both ways."""
+
+    model: PatchLM
+    name: str = "patch LM"
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    def blocks(self, pictures: Tensor) -> list[Tensor]:
+        return self.model.features(pictures.to(self.model.mean.device))
+
+
+@dataclass
+class Timm:
+    """Any model of `timm.create_model` that gives its intermediate features; pictures as its own data configuration has them."""
+
+    model: nn.Module
+    name: str = "timm"
+    statistics: tuple = field(init=False)
+
+    def __post_init__(self):
+        from timm.data import resolve_model_data_config
+
+        data = resolve_model_data_config(self.model)
+        self.model = self.model.to(default_device()).eval()
+        self.statistics = tuple(torch.tensor(data[k], device=default_device()).view(1, 3, 1, 1) for k in ("mean", "std"))
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    def blocks(self, pictures: Tensor) -> list[Tensor]:
+        mean, std = self.statistics
+        found = self.model.forward_intermediates((pictures.to(mean.device) - mean) / std, intermediates_only=True, output_fmt="NCHW")
+        return [x.flatten(2).mT for x in found]
+
+
+@dataclass
+class Pixels:
+    """No model: the pixels themselves, the floor."""
+
+    name: str = "pixels"
+
+    def fingerprint(self) -> str:
+        return "pixels"
+
+    def blocks(self, pictures: Tensor) -> list[Tensor]:
+        return [pictures.flatten(1)[:, None]]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features of P pictures: ``means`` (blocks, P, width), over places; ``places`` {block: (P, N, width)} of those asked for."""
+
+    means: list[np.ndarray]
+    places: dict[int, np.ndarray]
+    data: Labelled
+
+    def mean(self, blocks: int | Sequence[int]) -> np.ndarray:
+        """(P, width) fp32 of a block, or of the average of several."""
+        return np.mean([self.means[b] for b in ([blocks] if isinstance(blocks, int) else blocks)], 0, dtype=np.float32)
+
+
+@torch.inference_mode()
+def extract(trunk: Trunk, data: Labelled, *, places: Sequence[int] = (), batch: int = 64, progress: bool = True) -> Extracted:
+    """Features of every picture in the fastest precision, kept in the cache folder by fingerprint: a second call reads them.
+
+    places: blocks whose features are kept at every place, for the attentive probe; the average of several is asked for as several.
+    """
+    key = json.dumps([trunk.fingerprint(), data.name, data.size, len(data), int(np.abs(data.labels).sum()), sorted(places), precision()])
+    folder = paths.cache() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if not (folder / "done.json").is_file():
+        means: list[list[Tensor]] = []
+        kept: dict[int, list[Tensor]] = {b: [] for b in places}
+        device = default_device()
+        for first in tqdm(range(0, len(data), batch), desc=f"features of {trunk.name}", disable=not progress):
+            pictures = from_uint8(data.batch(range(first, min(first + batch, len(data)))))
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16"):
+                found = trunk.blocks(pictures)
+            means = means or [[] for _ in found]
+            for block, features in enumerate(found):
+                means[block].append(features.float().mean(1).half().cpu())
+                if block in kept:
+                    kept[block].append(features.half().cpu())
+        for name, parts in [*((f"mean-{i}", m) for i, m in enumerate(means)), *((f"places-{b}", p) for b, p in kept.items())]:
+            with atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+                np.save(file, torch.cat(parts).numpy())
+        with atomic(folder / "done.json") as temporary:
+            temporary.write_text(json.dumps({"blocks": len(means), "trunk": trunk.name, "data": data.name}))
+    blocks = json.loads((folder / "done.json").read_text())["blocks"]
+    return Extracted([np.load(folder / f"mean-{i}.npy", mmap_mode="r") for i in range(blocks)],
+                     {b: np.load(folder / f"places-{b}.npy", mmap_mode="r") for b in places}, data)  # fmt: skip
+
+
+def score(predicted: np.ndarray, data: Labelled, seed: int = 0) -> dict[str, float]:
+    """{score, low, high}: balanced accuracy (the mean of the classes' recalls) and its 95 % interval, bootstrapped over sources."""
+    right = (predicted == data.labels).astype(float)
+    names, inverse = np.unique(data.sources, return_inverse=True)
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    weights = np.vstack([np.ones(len(names), int), draws])[:, inverse]  # (1 + RESAMPLES, P)
+    recalls = []
+    for label in np.unique(data.labels):
+        of = data.labels == label
+        recalls.append((weights[:, of] * right[of]).sum(1) / np.where(weights[:, of].sum(1) > 0, weights[:, of].sum(1), np.nan))
+    found = np.nanmean(recalls, 0)
+    low, high = np.percentile(found[1:], (2.5, 97.5))
+    return {"score": float(found[0]), "low": float(low), "high": float(high)}
+
+
+def confusion(predicted: np.ndarray, data: Labelled) -> np.ndarray:
+    """(classes, classes): of each class the share that is taken for each."""
+    return confusion_matrix(data.labels, predicted, labels=range(len(data.classes)), normalize="true")
+
+
+def linear(train: Extracted, val: Extracted, test: Extracted, blocks: int | Sequence[int], seed: int = 0) -> np.ndarray:
+    """The classes of ``test`` by a linear probe on standardised features, its penalty chosen on val: (P,)."""
+    scaler = StandardScaler().fit(train.mean(blocks))
+    x, v, t = (scaler.transform(e.mean(blocks)) for e in (train, val, test))
+    if len(train.data.classes) <= FEW:
+        fits = [LogisticRegression(C=c, max_iter=300, class_weight="balanced", random_state=seed).fit(x, train.data.labels) for c in PENALTIES]
+        best = max(fits, key=lambda fit: score(fit.predict(v), val.data)["score"])
+        return best.predict(t)
+    head = nn.Linear(x.shape[1], len(train.data.classes))
+    return _fitted(head, (x, v, t), train.data.labels, val.data, seed=seed, lr=3e-2, decay=1e-3)
+
+
+def neighbours(train: Extracted, test: Extracted, blocks: int | Sequence[int], k: int = 20) -> np.ndarray:
+    """The classes of ``test`` by the ``k`` nearest of train, by angle, the nearer the more: (P,)."""
+    fit = KNeighborsClassifier(min(k, len(train.data)), weights="distance", metric="cosine").fit(train.mean(blocks), train.data.labels)
+    return fit.predict(test.mean(blocks))
+
+
+class Attentive(nn.Module):
+    """AIM's probe; parameters are named as its release names them, so that ``load_state_dict`` takes its files.
+
+    Features are normalised by BatchNorm without affine; one learned query attends to the places by keys and values without biases.
+    """
+
+    def __init__(self, width: int, classes: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.bn = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.k, self.v = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.linear = nn.Linear(width, classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, width) to logits (B, classes)."""
+        q, k, v = self._parts(x)
+        return self.linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Where the query looks: (B, heads, N), sums of 1."""
+        q, k, _ = self._parts(x)
+        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0]
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.bn(x.mT).mT
+        parts = (self.cls_token.expand(len(x), -1, -1), self.k(x), self.v(x))
+        return tuple(part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, heads, N, width / heads)
+
+
+def attentive(train: Extracted, val: Extracted, test: Extracted, blocks: int | Sequence[int], *, heads: int = 4, epochs: int = 20,
+              seed: int = 0, progress: bool = False) -> tuple[np.ndarray, Attentive]:
+    """The classes of ``test`` by AIM's probe on the average of blocks, and the probe. Blocks must have been kept at every place."""
+    blocks = [blocks] if isinstance(blocks, int) else list(blocks)
+    missing = [b for b in blocks if b not in train.places]
+    if missing:
+        raise ValueError(f"blocks {missing} were kept as means alone: extract them with places={blocks}")
+    x, v, t = (np.mean([e.places[b] for b in blocks], 0, dtype=np.float32) for e in (train, val, test))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Attentive(x.shape[2], len(train.data.classes), heads)
+    return _fitted(head, (x, v, t), train.data.labels, val.data, epochs=epochs, seed=seed, progress=progress), head
+
+
+def _fitted(head: nn.Module, features: tuple[np.ndarray, ...], labels: np.ndarray, val: Labelled, *, epochs: int = 20, batch: int = 128,
+            lr: float = 2e-3, decay: float = 0.1, seed: int = 0, progress: bool = False) -> np.ndarray:
+    """Trains a head by AdamW with a cosine, keeps the best epoch on val, and answers for the last features."""
+    device = default_device()
+    x, v, t = (torch.from_numpy(np.ascontiguousarray(f)).to(device) for f in features)
+    y, head, rng = torch.from_numpy(labels).long().to(device), head.to(device), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * -(-len(x) // batch))
+    best, kept = -1.0, {}
+    for _ in tqdm(range(epochs), desc="probe", disable=not progress):
+        head.train()
+        for rows in torch.randperm(len(x), generator=rng).split(batch):
+            if len(rows) < 2:  # batch norm takes no single picture
+                continue
+            F.cross_entropy(head(x[rows]), y[rows], label_smoothing=0.1).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        found = score(_answers(head, v), val)["score"]
+        if found > best:
+            best, kept = found, {k: p.clone() for k, p in head.state_dict().items()}
+    head.load_state_dict(kept)
+    return _answers(head, t)
+
+
+@torch.no_grad()
+def _answers(head: nn.Module, x: Tensor, batch: int = 1024) -> np.ndarray:
+    head.eval()
+    return torch.cat([head(part).argmax(-1) for part in x.split(batch)]).cpu().numpy()
+
+
+def best_block(train: Extracted, val: Extracted) -> int:
+    """The block whose linear probe does best on val."""
+    scores = [score(linear(train, val, val, b), val.data)["score"] for b in range(len(train.means))]
+    return int(np.argmax(scores))
