@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
@@ -342,11 +341,13 @@ def _plain(folder: Path, name: str | Path, dtype: torch.dtype) -> LlamaForCausal
             llama, info = LlamaForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=any(folder.glob("*.safetensors")) or None, output_loading_info=True, local_files_only=True,
                 ignore_mismatched_sizes=True, attn_implementation="sdpa", weights_only=True)
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # transformers raises of many kinds; each is the checkpoint's fault
         if refused := next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, pickle.UnpicklingError)), None):
             raise refusal(name, refused) from error
-        raise CheckpointError(f"{name} cannot be loaded ({str(error).strip().splitlines()[0]}): it is damaged or holds no weights that can be read; "
+        raise CheckpointError(f"{name} cannot be loaded ({' '.join(str(error).split())[:300]}): it is damaged or holds no weights that can be read; "
                               "copy or install it again") from error
+    for config in (llama.config, llama.generation_config):  # every id is a code: none begins, ends or pads
+        config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     problems = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"],
                 "misshapen": [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]],
                 "not finite": [k for k, v in llama.state_dict().items() if not torch.isfinite(v).all()]}

@@ -59,12 +59,12 @@ class Tokenizer:
         training, config = {}, read_config(path / CONFIG) if (path / CONFIG).is_file() else {}
         if config.get("model_type") == "lvmlab-vqgan":
             shape, training = _shape(path / CONFIG, config)
-            state = read_state(weights_in(path, WEIGHTS))
+            state, theirs = read_state(weights_in(path, WEIGHTS)), str
         else:
-            shape, state = vqgans.find(path, resolution)
+            shape, state, theirs = vqgans.find(path, resolution)
         with torch.device("meta"):
             net = VQGAN(shape)
-        net.load_state_dict(compared(state, net.state_dict(), path), assign=True)
+        net.load_state_dict(compared(state, net.state_dict(), path, theirs), assign=True)
         return cls(net, training=training, **options)
 
     def save_pretrained(self, folder: str | Path, log: list[dict] | None = None, dtype: torch.dtype = torch.float32) -> None:
