@@ -287,6 +287,15 @@ def export_lvm(folder: str | Path, out: str | Path) -> LVM:
     return LVM.from_pretrained(out)
 
 
+def push_lvm(model: LVM, repo: str, **options) -> str:
+    """Uploads a model that `export_lvm` wrote, and its card, to the hub through `transformers`; returns the address. options: private, token, ..."""
+    from huggingface_hub import ModelCard
+
+    where = model.llama.push_to_hub(repo, **options)
+    ModelCard(card(model)).push_to_hub(repo, token=options.get("token"))
+    return str(where)
+
+
 def _origin(store: dict) -> str:
     origins = store.get("tasks", {"": store})
     return " and ".join(dict.fromkeys(f"{o['world']}'s training sources alone" if "world" in o else task for task, o in origins.items()))

@@ -11,7 +11,7 @@ from stores import write_store
 
 from lvmlab.device import default_device, describe
 from lvmlab.lvm import LVM, SHAPES
-from lvmlab.lvm_train import Recipe, disturb, export_lvm, load_lvm, recode, train_lvm, weights
+from lvmlab.lvm_train import Recipe, disturb, export_lvm, load_lvm, push_lvm, recode, train_lvm, weights
 from lvmlab.mixture import Mixture
 from lvmlab.train import TrainConfig, TrainingError
 
@@ -168,3 +168,27 @@ def test_a_loss_that_is_not_finite_names_its_sources(store, tmp_path):
     with pytest.raises(TrainingError, match=r"at step \d+ \(batch of (segmentation|motion): "):
         wild = dataclasses.replace(CONFIG, lr=1e30, clip=0)
         train_lvm(store, tmp_path, shape="tiny", config=wild, recipe=RECIPE, tokens_per_image=4, progress=False)
+
+
+def test_a_model_is_pushed_with_its_card(monkeypatch):
+    """Through transformers' own push, as far as the hub's door."""
+    from types import SimpleNamespace
+
+    from huggingface_hub import HfApi, ModelCard, constants
+
+    sent, lvm = {}, LVM.from_pretrained("mini-student", device="cpu")
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **k: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: ModelCard("---\nlicense: mit\n---\n"))
+
+    def commit(self, repo_id, operations, **options):
+        sent.update({o.path_in_repo: o.path_or_fileobj for o in operations} | {"repo": repo_id})
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}")
+
+    def card_sent(self, repo_id, **options):
+        sent["card"] = str(self)
+
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    monkeypatch.setattr(ModelCard, "push_to_hub", card_sent)
+    assert constants.HF_HUB_CACHE and "hub/me/student" in push_lvm(lvm, "me/student")
+    assert {"config.json", "model.safetensors"} <= sent.keys() and sent["repo"] == "me/student"
+    assert "mini-student" in sent["card"] and "library_name: transformers" in sent["card"] and "Licence Apache-2.0" in sent["card"]
