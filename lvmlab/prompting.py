@@ -4,15 +4,15 @@ In effect greedy in DeLVM (arXiv 2402.04841), sampled at temperature 1 in LVM (a
 latter: analogies (pairs and a query) and sequences (frames).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from transformers.cache_utils import Cache, DynamicLayer
 
 from lvmlab import images as pictures_of
+from lvmlab.decode import decoder
 from lvmlab.lvm import LVM
 from lvmlab.tokenizer import Tokenizer
 
@@ -94,40 +94,81 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Tensor:
     return tokens[which].flatten(1)  # (B, 2k + 1, N) -> (B, T)
 
 
+class Prefilled:
+    """Prompts of one length, read once, to be answered many times: by `complete_tokens` for the whole answers, or token by token.
+
+        ready = Prefilled(lvm, tokens, 64)
+        for step in ready.stream(64): ...        # Step: ids, log-probabilities and entropies of one place, as it is written
+
+    room: tokens to come, of all answers together. Raises ValueError for ids out of range and for more than the context holds.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, lvm: LVM, tokens: Tensor, n: int, answers: int = 1):
+        lvm.check_tokens(tokens)
+        _check_room(lvm, tokens.shape[1], n)
+        self.lvm, self.decoder, self.length, self.most = lvm, decoder(lvm), tokens.shape[1], n
+        self.memory, self.hidden = self.decoder.prefill(tokens.to(lvm.device, torch.int64), answers * (n - 1))
+        self.answers = answers
+
+    @torch.inference_mode()
+    def stream(self, n: int, *, sample: bool = False, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+               generator: torch.Generator | None = None, answers: int = 1, allowed: Tensor | None = None) -> Iterator["Step"]:
+        """Steps of an answer as they are chosen; stopping in the middle does no harm. Options as in `complete_tokens`."""
+        warpers = _warpers(sample, temperature, top_k, top_p, generator, answers)
+        if n > self.most or answers > self.answers:
+            raise ValueError(f"n={n}, answers={answers}: there is room for {self.answers} answers of {self.most} tokens; make another Prefilled")
+        self.memory.rewind()
+        barred = None if allowed is None else _barred(allowed, self.lvm)
+        hidden = self.hidden.expand(-1, answers, -1)  # (B, answers, d)
+        for i in range(n):
+            logits = self.decoder.logits(hidden)
+            logits = logits if barred is None else logits.masked_fill(barred, -torch.inf)
+            log = logits.log_softmax(-1)
+            if sample:
+                likely = warpers(None, logits.flatten(0, 1)).softmax(-1).to(generator.device)  # (B * answers, codes)
+                ids = torch.multinomial(likely, 1, generator=generator).to(log.device).view(-1, answers)
+            else:
+                ids = logits.argmax(-1)
+            yield Step(ids, log.gather(-1, ids[..., None])[..., 0], torch.special.entr(log.exp()).sum(-1), log)
+            if i + 1 < n:
+                hidden = self.decoder.step(ids, self.length + i, self.memory, _own(ids, self.length, i + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One place of every answer, (B, answers) each; ``log`` (B, answers, codes): log-probabilities of all codes there."""
+
+    ids: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+    log: Tensor
+
+
+def _barred(allowed: Tensor, lvm: LVM) -> Tensor:
+    """True where an id may not be written: allowed holds ids, (n,) for all prompts or (B, n), each row padded by repeating any of its own."""
+    allowed = allowed.to(lvm.device)
+    if not allowed.numel() or allowed.min() < 0 or allowed.max() >= lvm.codes:
+        raise ValueError(f"allowed holds ids outside 0 to {lvm.codes - 1}, or none: give ids that may be written")
+    rows = allowed if allowed.ndim == 2 else allowed[None]
+    return torch.ones(len(rows), 1, lvm.codes, dtype=torch.bool, device=lvm.device).scatter_(2, rows[:, None], False)
+
+
 @torch.inference_mode()
 def complete_tokens(lvm: LVM, tokens: Tensor, n: int, *, sample: bool = False, temperature: float | None = None, top_k: int | None = None,
-                    top_p: float | None = None, generator: torch.Generator | None = None, answers: int = 1) -> Tokens:
+                    top_p: float | None = None, generator: torch.Generator | None = None, answers: int = 1, allowed: Tensor | None = None) -> Tokens:
     """The next n tokens after each row of tokens (B, T): the likeliest (greedy), or with `sample` drawn from `generator`.
 
-    temperature (over 0), top_k (1 or more) and top_p (in (0, 1]) shape what is drawn, in this order. The same generator state
-    and batch give the same tokens. Each prompt is read once, however many `answers` are drawn. The model is used in its own
-    device and precision; answers come back on the device of `tokens`.
+    temperature (over 0), top_k (1 or more) and top_p (in (0, 1]) shape what is drawn, in this order. allowed: ids that may be written, (n,)
+    or (B, n), those of the prompt's label pictures, say. The same generator state and batch give the same tokens. Each prompt is read
+    once, however many `answers` are drawn. The model is used in its own device and precision; answers come back on the device of `tokens`.
     Raises ValueError for options that do not go together, ids out of range, and n beyond the context.
     """
-    warpers = _warpers(sample, temperature, top_k, top_p, generator, answers)
-    lvm.check_tokens(tokens)
-    length = tokens.shape[1]
-    _check_room(lvm, length, n)
-    llama, head = lvm.llama.model, lvm.llama.lm_head
-    cache = Cache(layers=[_Room(length + answers * (n - 1)) for _ in llama.layers])
-    ids = tokens.to(lvm.device, torch.int64)
-    chosen, logprobs, entropies = [], [], []
-    for i in range(n):
-        # a prompt's answers are written side by side, as one more step of one sentence: each sees the prompt, which is kept once, and itself
-        beside = {} if i == 0 else {"position_ids": ids.new_full((1, answers), length + i - 1), "attention_mask": _own(ids, length, i)}
-        hidden = llama(input_ids=ids, cache=cache, use_cache=True, **beside).last_hidden_state
-        hidden = hidden if i else hidden[:, -1:].expand(-1, answers, -1)  # (B, answers, d)
-        logits = head(hidden).float()[..., : lvm.codes]
-        log = logits.log_softmax(-1)
-        if sample:
-            likely = warpers(ids, logits.flatten(0, 1)).softmax(-1).to(generator.device)  # (B * answers, codes)
-            ids = torch.multinomial(likely, 1, generator=generator).to(log.device).view(-1, answers)
-        else:
-            ids = logits.argmax(-1)
-        chosen.append(ids)
-        logprobs.append(log.gather(-1, ids[..., None])[..., 0])
-        entropies.append(torch.special.entr(log.exp()).sum(-1))
-    return Tokens(*(torch.stack(v, -1).to(tokens.device) for v in (chosen, logprobs, entropies)))  # n of (B, answers) -> (B, answers, n)
+    _warpers(sample, temperature, top_k, top_p, generator, answers)
+    options = {"sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator, "answers": answers}
+    steps = list(Prefilled(lvm, tokens, n, answers).stream(n, allowed=allowed, **options))
+    found = ([getattr(step, name) for step in steps] for name in ("ids", "logprobs", "entropies"))
+    return Tokens(*(torch.stack(v, -1).to(tokens.device) for v in found))  # n of (B, answers) -> (B, answers, n)
 
 
 def _own(ids: Tensor, length: int, step: int) -> Tensor | None:
@@ -176,25 +217,6 @@ def complete(lvm: LVM, tokenizer: Tokenizer, prompts: Sequence[Prompt] | Prompt,
     tokens, logprobs, entropies = (torch.cat([getattr(p, name) for p in parts])[back] for name in ("tokens", "logprobs", "entropies"))
     drawn = tokenizer.decode(tokens.reshape(-1, tokenizer.tokens))  # (B * answers * images, 3, S, S)
     return Completion(tokens, logprobs, entropies, drawn.unflatten(0, (len(prompts), answers, images)))
-
-
-class _Room(DynamicLayer):
-    """A layer's keys and values in memory set aside once; DynamicLayer copies all of them for every token."""
-
-    def __init__(self, length: int):
-        super().__init__()
-        self.length, self.filled = length, 0
-
-    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.store = [x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (keys, values)]  # (B, heads, length, width)
-            self.is_initialized = True
-        until = self.filled + keys.shape[2]
-        for store, new in zip(self.store, (keys, values), strict=True):
-            store[:, :, self.filled : until] = new
-        self.filled = until
-        self.keys, self.values = (store[:, :, :until] for store in self.store)
-        return self.keys, self.values
 
 
 def _warpers(sample, temperature, top_k, top_p, generator, answers) -> LogitsProcessorList:

@@ -25,7 +25,7 @@ LAYERS = (
     ("paths", "files", "device", "images"),
     ("vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "patchlm"),
     ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "labelled"),
-    ("distill", "teacher", "muon", "train", "vqgan_train", "prompting", "lvm_train"),
+    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "lvm_train"),
     ("evaluate", "cost", "probe"),
     ("runs", "studies"),
     ("plots",),

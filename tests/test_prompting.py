@@ -96,7 +96,56 @@ def test_the_prompt_is_read_once(lvm, monkeypatch):
     read, forward = [], lvm.llama.model.forward
     monkeypatch.setattr(lvm.llama.model, "forward", lambda **k: read.append(tuple(k["input_ids"].shape)) or forward(**k))
     complete_tokens(lvm, rows(), 3, sample=True, generator=seeded(), answers=5)
-    assert read == [(4, 48), (4, 5), (4, 5)]
+    assert read == [(4, 48)], "the steps are not the model's forward"
+
+
+def test_one_reading_serves_many_answers_and_may_be_left_in_the_middle(lvm):
+    ready, tokens = prompting.Prefilled(lvm, rows(), N, answers=3), complete_tokens(lvm, rows(), N).tokens
+    for step in ready.stream(N, sample=True, generator=seeded(), answers=3):
+        if step.ids.shape == (4, 3):
+            break
+    steps = list(ready.stream(N))
+    assert torch.equal(torch.stack([s.ids for s in steps], -1), tokens)
+    assert torch.allclose(steps[5].log.logsumexp(-1), torch.zeros(4, 1), atol=1e-5)
+    again = [torch.stack([s.ids for s in ready.stream(N, sample=True, generator=seeded(), answers=3)], -1) for _ in range(2)]
+    assert torch.equal(*again)
+    with pytest.raises(ValueError, match="room for 3 answers of 16"):
+        list(ready.stream(N + 1))
+
+
+def test_only_allowed_ids_are_written(lvm):
+    allowed = torch.tensor([[3, 5, 5], [1, 2, 7]])
+    got = complete_tokens(lvm, rows(2), N, sample=True, generator=seeded(), answers=2, allowed=allowed)
+    assert set(got.tokens[0].unique().tolist()) <= {3, 5} and set(got.tokens[1].unique().tolist()) <= {1, 2, 7}
+    assert set(complete_tokens(lvm, rows(2), N, allowed=torch.tensor([4])).tokens.unique().tolist()) == {4}
+    with pytest.raises(ValueError, match="ids outside 0 to 15"):
+        complete_tokens(lvm, rows(2), N, allowed=torch.tensor([99]))
+
+
+def test_large_models_and_others_than_llama_decode_by_their_own_forward(lvm, monkeypatch):
+    from lvmlab import decode
+
+    fast = complete_tokens(lvm, rows(), N, sample=True, generator=seeded(), answers=3)
+    monkeypatch.setattr(decode, "FUSED", 0)
+    object.__setattr__(lvm, "_decoder", (None,))
+    slow = complete_tokens(lvm, rows(), N, sample=True, generator=seeded(), answers=3)
+    object.__setattr__(lvm, "_decoder", (None,))
+    assert torch.equal(fast.tokens, slow.tokens)
+    torch.testing.assert_close(fast.logprobs, slow.logprobs, atol=2e-4, rtol=1e-4)
+
+
+def test_changed_weights_are_seen():
+    lvm = LVM.from_shape("tiny", seed=1, vocab=CODES)
+    before = complete_tokens(lvm, rows(2), N).logprobs
+    with torch.no_grad():
+        lvm.llama.lm_head.weight.mul_(9)
+        lvm.llama.model.layers[0].self_attn.q_proj.weight.normal_()
+    after = complete_tokens(lvm, rows(2), N)
+    whole = torch.cat([rows(2), after.tokens[:, 0]], 1)
+    with torch.no_grad():
+        log = lvm(whole)[:, 3 * N - 1 : -1].log_softmax(-1)
+    torch.testing.assert_close(after.logprobs[:, 0], log.gather(2, after.tokens[:, 0, :, None])[..., 0], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(before, after.logprobs)
 
 
 def test_unused_ids_are_never_answered():
