@@ -27,7 +27,7 @@ lint: $(READY)
 test: $(READY) lint
 	$(BIN)/python -m pip install --quiet -e ".[video,lmdb]"
 	$(BIN)/python -m pytest
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --nbval-current-env notebooks/*.ipynb; fi
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then LVMLAB_SCALE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --nbval-current-env notebooks/*.ipynb; fi
 
 lab: $(READY)
 	$(BIN)/python -m jupyter lab notebooks

@@ -194,8 +194,11 @@ class Setting:
 
     def config(self) -> dict:
         """All that decides the outcome, as plain JSON: what the run is named by."""
-        whole = {"version": VERSION, **asdict(self), "network": asdict(self.network), "recipe": asdict(self.recipe),
-                 "training": asdict(self.training), "levels": FSQ_LEVELS[self.codes]}
+        # fields that came later, as long as they are what was always done
+        network = {k: v for k, v in asdict(self.network).items() if (k, v) != ("signed", False)}
+        training = {k: v for k, v in asdict(self.training).items() if k != "tracker" and (k, v) != ("decay", "matrices")}
+        whole = {"version": VERSION, **asdict(self), "network": network, "recipe": asdict(self.recipe), "training": training,
+                 "levels": FSQ_LEVELS[self.codes]}
         return json.loads(json.dumps(whole))  # tuples become lists, as they will be when the run is read back
 
 

@@ -21,7 +21,7 @@ from lvmlab.train import read_log
 
 SENTENCES, LENGTH, STEPS, KILLS = 64, 512, 10, 10
 STEP = """
-import resource, sys, torch
+import re, sys, torch
 from lvmlab.lvm import LVM
 lean = sys.argv[1] == "lean"
 lvm = LVM.from_shape("300m").train()
@@ -32,7 +32,7 @@ with torch.autocast("cpu", torch.bfloat16, enabled=lean):
     loss = lvm.loss(torch.randint(8192, (1, 2048), generator=torch.Generator().manual_seed(0)))
 loss.backward()
 optimizer.step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)
 """
 CHILD = """
 import sys
