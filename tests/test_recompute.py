@@ -4,6 +4,7 @@ from lvmlab import paths, runs
 from lvmlab.studies import balancing as study
 from lvmlab.studies.common import across_seeds, final_losses
 
+ROUNDING = 0.05  # nats: other instructions and tokens in fp32 moved means by up to 0.03, which three seeds that agree by chance do not cover
 SMOKE = study.SCALES["smoke"]
 SHIPPED = {row["config"]["arm"]: row for row in runs.listing()
            if row["study"] == study.STUDY and row["where"] == "shipped" and row["config"]["setting"]["steps"] == SMOKE.steps}  # fmt: skip
@@ -24,4 +25,4 @@ def test_the_arm_that_the_commit_chooses_comes_out_as_it_is_stored(tmp_path, mon
     for task in study.TASKS:
         mean, low, high = across_seeds(final_losses(record, task))
         found = final_losses(again, task).mean()
-        assert low <= found <= high, f"{record['config']['arm']}, {task}: {found:.3f} nats now, {mean:.3f} ({low:.3f} to {high:.3f}) stored"
+        assert low - ROUNDING <= found <= high + ROUNDING, f"{record['config']['arm']}, {task}: {found:.3f} nats now, {mean:.3f} ({low:.3f} to {high:.3f}) stored"
