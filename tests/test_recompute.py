@@ -25,4 +25,5 @@ def test_the_arm_that_the_commit_chooses_comes_out_as_it_is_stored(tmp_path, mon
     for task in study.TASKS:
         mean, low, high = across_seeds(final_losses(record, task))
         found = final_losses(again, task).mean()
-        assert low - ROUNDING <= found <= high + ROUNDING, f"{record['config']['arm']}, {task}: {found:.3f} nats now, {mean:.3f} ({low:.3f} to {high:.3f}) stored"
+        said = f"{record['config']['arm']}, {task}: {found:.3f} nats now, {mean:.3f} ({low:.3f} to {high:.3f}) stored"
+        assert low - ROUNDING <= found <= high + ROUNDING, said
