@@ -14,7 +14,7 @@ from lvmlab.lvm import LVM
 FUSED = 600e6  # parameters up to which weights are kept fused beside the model's own: beyond, reading them is what takes the time
 
 
-def decoder(lvm: LVM) -> "Lean | Plain":
+def decoder(lvm: LVM) -> "Plain":
     """What decodes for a model: kept with it, and made anew where its weights have changed."""
     state = tuple((p.data_ptr(), p._version) for p in lvm.parameters())
     if getattr(lvm, "_decoder", (None,))[0] != state:
@@ -26,16 +26,20 @@ def decoder(lvm: LVM) -> "Lean | Plain":
 class Plain:
     """Any causal model of `transformers`, by its own forward."""
 
+    order: Tensor | slice = slice(None)  # how the numbers of a key are laid
+
     def __init__(self, lvm: LVM):
         self.model, self.head = lvm.llama.model, lvm.llama.lm_head.weight[: lvm.codes]
         self.count = lvm.config.num_hidden_layers
 
     def prefill(self, tokens: Tensor, room: int) -> tuple["Memory", Tensor]:
+        """Reads prompts (B, T), with ``room`` for so many tokens after them: their memory, and the last hidden states (B, 1, width)."""
         cache = Cache(layers=[DynamicLayer() for _ in range(self.count)])
         hidden = self.model(input_ids=tokens, cache=cache, use_cache=True).last_hidden_state[:, -1:]
-        return Memory([(layer.keys, layer.values) for layer in cache.layers], room), hidden
+        return Memory([(layer.keys[..., self.order], layer.values) for layer in cache.layers], room), hidden
 
     def step(self, ids: Tensor, place: int, memory: "Memory", mask: Tensor | None = None) -> Tensor:
+        """The hidden states (B, A, width) of tokens (B, A) that all stand at ``place``; ``mask`` (B or 1, 1, A, keys) says what each sees."""
         cache = Cache(layers=[_Kept(memory, i) for i in range(self.count)])
         places = ids.new_full((1, ids.shape[1]), place)
         hidden = self.model(input_ids=ids, cache=cache, use_cache=True, position_ids=places, attention_mask=mask).last_hidden_state
@@ -43,6 +47,7 @@ class Plain:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Over the codes alone, fp32: unused ids of the vocabulary are never an answer."""
         return F.linear(hidden, self.head).float()
 
 
@@ -59,12 +64,13 @@ class _Kept(DynamicLayer):
         return self.keys, self.values
 
 
-class Lean:
+class Lean(Plain):
     """A LLaMA's weights as its decode step uses them, in the model's own precision."""
 
     def __init__(self, lvm: LVM):
+        super().__init__(lvm)
         model, config = lvm.llama.model, lvm.config
-        self.lvm, self.heads, self.eps = lvm, config.num_attention_heads, config.rms_norm_eps
+        self.heads, self.eps = config.num_attention_heads, config.rms_norm_eps
         self.half = config.hidden_size // self.heads // 2
         rate = config.rope_parameters["rope_theta"] ** (-torch.arange(self.half, device=lvm.device) / self.half)
         angle = torch.arange(lvm.context, device=lvm.device)[:, None] * rate
@@ -72,7 +78,7 @@ class Lean:
         self.order = torch.arange(2 * self.half, device=lvm.device).view(2, -1).T.flatten()  # the halves' pairs as neighbours
         rows = (torch.arange(self.heads, device=lvm.device)[:, None] * 2 * self.half + self.order).flatten()
         self.layers = [self._layer(layer, rows) for layer in model.layers]
-        self.norm, self.head, self.embedding = model.norm.weight, lvm.llama.lm_head.weight[: lvm.codes], model.embed_tokens.weight
+        self.norm, self.embedding = model.norm.weight, model.embed_tokens.weight
 
     def _layer(self, layer, rows: Tensor) -> tuple[Tensor | None, ...]:
         a, m = layer.self_attn, layer.mlp
@@ -81,14 +87,7 @@ class Lean:
         return (layer.input_layernorm.weight, qkv, bias, a.o_proj.weight, a.o_proj.bias, layer.post_attention_layernorm.weight,
                 torch.cat([m.gate_proj.weight, m.up_proj.weight]), m.down_proj.weight)  # fmt: skip
 
-    def prefill(self, tokens: Tensor, room: int) -> tuple["Memory", Tensor]:
-        """Reads prompts (B, T), with ``room`` for so many tokens after them: their memory, and the last hidden states (B, 1, width)."""
-        cache = Cache(layers=[DynamicLayer() for _ in self.layers])
-        hidden = self.lvm.llama.model(input_ids=tokens, cache=cache, use_cache=True).last_hidden_state[:, -1:]
-        return Memory([(layer.keys[..., self.order], layer.values) for layer in cache.layers], room), hidden
-
     def step(self, ids: Tensor, place: int, memory: "Memory", mask: Tensor | None = None) -> Tensor:
-        """The hidden states (B, A, width) of tokens (B, A) that all stand at ``place``; ``mask`` (B or 1, 1, A, keys) says what each sees."""
         x, width, turn = F.embedding(ids, self.embedding), self.norm.shape[0], self.turns[place]
         batch, answers = ids.shape
         for layer, (norm_1, qkv, bias, out, out_bias, norm_2, gate_up, down) in enumerate(self.layers):
@@ -103,10 +102,6 @@ class Lean:
             x = x + F.linear(F.silu(gate) * up, down)
         memory.filled += answers
         return F.rms_norm(x, (width,), self.norm, self.eps)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Over the codes alone, fp32: unused ids of the vocabulary are never an answer."""
-        return F.linear(hidden, self.head).float()
 
 
 class Memory:

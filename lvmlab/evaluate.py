@@ -129,25 +129,26 @@ def answer(lvm: LVM, tokens: torch.Tensor, n: int, answers: int = ANSWERS, batch
 
 
 @torch.inference_mode()
-def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Of the last ``n`` of ``tokens`` (B, T), the true answers (see `encoded`): their cross entropy in nats a token, and accuracy, each (B,)."""
-    losses, right = [], []
-    for part in tokens.to(lvm.device).split(batch):
-        logits, truth = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, -n:]).float(), part[:, -n:].long()  # (B, n, codes)
-        losses.append(torch.nn.functional.cross_entropy(logits.mT, truth, reduction="none").mean(1).cpu())
-        right.append((logits.argmax(-1) == truth).float().mean(1).cpu())
-    return torch.cat(losses).numpy(), torch.cat(right).numpy()
-
-
-@torch.inference_mode()
-def picture_losses(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 16) -> np.ndarray:
-    """Cross entropy in nats a token of every picture of sentences (B, T) but the first, given all before it: (B, T / n - 1)."""
+def _foretold(lvm: LVM, tokens: torch.Tensor, last: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the ``last`` of tokens (B, T): the cross entropy in nats of each, and whether it is the likeliest, (B, last) both."""
     found = []
     for part in tokens.to(lvm.device).split(batch):
-        logits = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, n - 1 :]).float()
-        losses = torch.nn.functional.cross_entropy(logits.mT, part[:, n:].long(), reduction="none")
-        found.append(losses.unflatten(1, (-1, n)).mean(2).cpu())
-    return torch.cat(found).numpy()
+        logits, truth = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, -last:]).float(), part[:, -last:].long()  # (B, last, codes)
+        losses = torch.nn.functional.cross_entropy(logits.mT, truth, reduction="none")
+        found.append((losses.cpu(), (logits.argmax(-1) == truth).float().cpu()))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Of the last ``n`` of ``tokens`` (B, T), the true answers (see `encoded`): their cross entropy in nats a token, and accuracy, each (B,)."""
+    losses, right = _foretold(lvm, tokens, n, batch)
+    return losses.mean(1).numpy(), right.mean(1).numpy()
+
+
+def picture_losses(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 16) -> np.ndarray:
+    """Cross entropy in nats a token of every picture of sentences (B, T) but the first, given all before it: (B, T / n - 1)."""
+    losses, _ = _foretold(lvm, tokens, tokens.shape[1] - n, batch)
+    return losses.unflatten(1, (-1, n)).mean(2).numpy()
 
 
 def perplexities(losses: np.ndarray) -> dict[str, float]:
@@ -218,11 +219,16 @@ class Scorer:
         return {k: round(float(v), 5) if isinstance(v, (float, np.floating)) else v for k, v in row.items()}
 
 
-def resample(columns: list[np.ndarray], sources: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Means of each column, (columns, 1 + RESAMPLES): of all prompts first, then with sources drawn with replacement."""
+def drawn(sources: np.ndarray, seed: int = 0) -> np.ndarray:
+    """How often each prompt counts, (1 + RESAMPLES, prompts): once first, then as often as its source is drawn, with replacement."""
     names, inverse = np.unique(sources, return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    counts = np.vstack([np.ones(len(names), int), draws])[:, inverse]  # (1 + RESAMPLES, prompts)
+    return np.vstack([np.ones(len(names), int), draws])[:, inverse]
+
+
+def resample(columns: list[np.ndarray], sources: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Means of each column, (columns, 1 + RESAMPLES): of all prompts first, then with sources drawn with replacement."""
+    counts = drawn(sources, seed)
     return np.stack([(counts * column).sum(1) / np.maximum(counts.sum(1), 1) for column in columns])
 
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from lvmlab import paths
 from lvmlab.device import default_device, precision
+from lvmlab.evaluate import drawn
 from lvmlab.files import atomic
 from lvmlab.images import from_uint8
 from lvmlab.labelled import Labelled
@@ -31,7 +32,6 @@ from lvmlab.tokenizer import Tokenizer, fingerprint
 
 FEW = 100  # classes up to which the linear probe is scikit-learn's
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # of the linear probe: the inverse strength, chosen on val
-RESAMPLES = 1000
 
 
 class Trunk(Protocol):
@@ -164,10 +164,7 @@ def extract(trunk: Trunk, data: Labelled, *, places: Sequence[int] = (), batch: 
 def score(predicted: np.ndarray, data: Labelled, seed: int = 0) -> dict[str, float]:
     """{score, low, high}: balanced accuracy (the mean of the classes' recalls) and its 95 % interval, bootstrapped over sources."""
     right = (predicted == data.labels).astype(float)
-    names, inverse = np.unique(data.sources, return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    weights = np.vstack([np.ones(len(names), int), draws])[:, inverse]  # (1 + RESAMPLES, P)
-    recalls = []
+    weights, recalls = drawn(data.sources, seed), []  # (1 + resamples, P)
     for label in np.unique(data.labels):
         of = data.labels == label
         recalls.append((weights[:, of] * right[of]).sum(1) / np.where(weights[:, of].sum(1) > 0, weights[:, of].sum(1), np.nan))

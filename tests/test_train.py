@@ -74,20 +74,25 @@ CHILD = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("after", random.sample(range(6, 22), 3))
-def test_killed_at_a_random_step_and_started_again_it_goes_on_to_the_same_losses(tmp_path, whole, after):
-    expected, weights, _ = whole
+def killed(folder, after):
+    """A training in a process of its own, killed once so many steps are logged."""
     here = os.path.dirname(__file__)
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), here], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), here], env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         deadline = time.monotonic() + 60
-        while len((tmp_path / "log.jsonl").read_text().splitlines() if (tmp_path / "log.jsonl").exists() else []) < after:
+        while len((folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []) < after:
             assert child.poll() is None and time.monotonic() < deadline, "the training ended before it could be killed"
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
     finally:
         child.kill()
+
+
+@pytest.mark.parametrize("after", random.sample(range(6, 22), 3))
+def test_killed_at_a_random_step_and_started_again_it_goes_on_to_the_same_losses(tmp_path, whole, after):
+    expected, weights, _ = whole
+    killed(tmp_path, after)
     first = load_checkpoint(tmp_path)["step"]
     assert 5 <= first < 24 and [r["step"] for r in read_log(tmp_path)] == list(range(first))
     net = model()

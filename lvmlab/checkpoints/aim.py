@@ -23,7 +23,7 @@ def find(path: Path, size: int = 224) -> tuple[dict, State, State]:
     if missing:
         raise CheckpointError(f"{path} holds no AIM backbone (missing: {', '.join(missing)}): give its file, beside the probe's")
     probe = {k.removeprefix("head."): v for k, v in state.items() if k.startswith(("head.", "cls_token", "k.weight", "v.weight", "linear.", "bn."))}
-    state = {k: v for k, v in state.items() if k.startswith(("preprocessor.", "trunk.")) or k.removeprefix("head.") not in probe}
+    state = {k: v for k, v in state.items() if k.removeprefix("head.") not in probe}
     width, _, patch, _ = state[_FIRST].shape
     blocks = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("trunk.blocks."))
     heads = max(1, width // HEAD_WIDTH)

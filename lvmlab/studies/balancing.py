@@ -7,7 +7,6 @@ same seeds on as many tokens at a constant learning rate; what differs is which 
 mini-world itself varies crop and place when a pair is rendered; a pair that is rendered once and kept is one pair, as in a data set.
 """
 
-import argparse
 import functools
 import json
 from collections.abc import Callable
@@ -158,11 +157,8 @@ def effects(records: dict[str, dict], task: str, value: Callable[[dict, str], np
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=tuple(SCALES), default="study")
+    parser = common.parser(__doc__, SCALES, "arms")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="that is scored: test once, for the arm chosen on val")
-    parser.add_argument("--compiled", action="store_true", help="layers under torch.compile")
-    parser.add_argument("arms", nargs="*", help="names of arms; all by default")
     args = parser.parse_args()
     for name in args.arms or ARMS:
         record = arm(name, SCALES[args.scale], args.split, compiled=args.compiled)

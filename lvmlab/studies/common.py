@@ -1,5 +1,6 @@
 """What the studies share: scores of one training on fixed prompts, rows kept as they are finished, intervals over seeds, captions."""
 
+import argparse
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,15 @@ from lvmlab.tokenizer import Tokenizer
 
 MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters: what most studies train
 Scorers = dict[str, evaluate.Scorer]
+
+
+def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParser:
+    """The command line of a study: --scale, --compiled, and which of its parts, all by default."""
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    made.add_argument("--scale", choices=tuple(scales), default="study")
+    made.add_argument("--compiled", action="store_true", help="layers under torch.compile")
+    made.add_argument(what, nargs="*", help=f"names of {what}; all by default")
+    return made
 
 
 def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:

@@ -6,7 +6,6 @@ Every arm trains from the same seeds on the same frozen sentences, each read onc
 what the student is held to. One arm has no teacher and as much compute as the teacher's passes cost; one pair is of a single task.
 """
 
-import argparse
 import functools
 import json
 from dataclasses import asdict, dataclass, replace
@@ -173,10 +172,7 @@ def gained(records: dict[str, dict], name: str, task: str, against: str = "alone
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=tuple(SCALES), default="study")
-    parser.add_argument("--compiled", action="store_true", help="layers under torch.compile")
-    parser.add_argument("arms", nargs="*", help="names of arms; all by default")
+    parser = common.parser(__doc__, SCALES, "arms")
     args = parser.parse_args()
     for name in args.arms or ARMS:
         record = arm(name, SCALES[args.scale], compiled=args.compiled)

@@ -6,7 +6,6 @@ A size trains at a constant rate along one trunk; at each token budget a branch 
 tokens more (warm-up, stable, decay: arXiv 2405.18392), so that budgets share what they can.
 """
 
-import argparse
 import functools
 import json
 from dataclasses import asdict, dataclass
@@ -126,10 +125,7 @@ def left_out(found: np.ndarray) -> dict[str, tuple[float, float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=tuple(SCALES), default="study")
-    parser.add_argument("--compiled", action="store_true", help="layers under torch.compile")
-    parser.add_argument("sizes", nargs="*", help="names of sizes; all by default")
+    parser = common.parser(__doc__, SCALES, "sizes")
     args = parser.parse_args()
     for name in args.sizes or SIZES:
         record = size(name, SCALES[args.scale], compiled=args.compiled)

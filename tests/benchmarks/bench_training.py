@@ -2,11 +2,9 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +31,6 @@ with torch.autocast("cpu", torch.bfloat16, enabled=lean):
 loss.backward()
 optimizer.step()
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)
-"""
-CHILD = """
-import sys
-sys.path.insert(0, sys.argv[2])
-import time
-import test_train as t
-def slow(*place):
-    time.sleep(0.03)
-    return t.batches(*place)
-t.run(sys.argv[1], feed=slow)
 """
 
 
@@ -103,12 +91,8 @@ def resumed():
     with tempfile.TemporaryDirectory() as temporary:
         whole = t.losses(t.run(Path(temporary) / "whole", net=t.model()))
         for kill in range(KILLS):
-            folder, after = Path(temporary) / str(kill), random.randrange(6, 22)
-            child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), str(tests)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-            while len((folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []) < after and child.poll() is None:
-                time.sleep(0.01)
-            child.send_signal(signal.SIGKILL)
-            child.wait()
+            folder = Path(temporary) / str(kill)
+            t.killed(folder, random.randrange(6, 22))
             t.run(folder)
             good += max(abs(r["loss"] - whole[r["step"]]) for r in read_log(folder)) < 2e-6
     yield Row("train.resumed", float(good), float(KILLS), good / KILLS, "trainings", 1.0,
