@@ -36,12 +36,19 @@ def test_an_arm_tunes_trains_and_scores(cache, name):
     record = study.arm(name, TINY)
     assert [row["seed"] for row in record["result"]] == [0, 1]
     row = record["result"][0]
-    assert set(row["tuning"]) == {"0.001", "0.002"} and row["lr"] == float(min(row["tuning"], key=row["tuning"].get))
+    tuning = study.tuning(name, TINY)["result"]
+    assert [one["lr"] for one in tuning] == [1e-3, 2e-3] and row["lr"] == min(tuning, key=lambda one: one["loss"])["lr"]
     assert set(row["losses"]) == ({"pose"} if "pose" in name else {"segmentation", "selection", "pose", "derain", "motion"})
     assert 0 <= row["losses"]["pose"]["accuracy"] <= 1 and row["flops"]["student"] > 0
     assert (row["flops"]["teacher"] > 0) == (name != "alone")
     mean, low, high = study.gained({name: record, "alone": record}, name, "pose", against=name)
     assert mean == low == high == 0 and "seeds each" in common.provenance({name: record})
+
+
+def test_val_drops_objectives_early(cache, monkeypatch):
+    ends = dict(zip(study.SCREENED, (3.0, 1.0, 5.0, 2.0, 4.0), strict=True))
+    monkeypatch.setattr(study, "tuning", lambda name, setting, **_: {"result": [{"lr": 1e-3, "loss": ends[name]}, {"lr": 2e-3, "loss": 9.0}]})
+    assert set(study.ARMS) - set(study.chosen(TINY)) == {"reverse", "skew", "own"}
 
 
 def test_a_size_trains_along_a_trunk(cache):

@@ -11,7 +11,7 @@ import torch
 from lvmlab import evaluate as ev
 from lvmlab import tasks
 from lvmlab.lvm import LVM, SHAPES
-from lvmlab.plots.prompts import sheet
+from lvmlab.plots.prompts import sheet, strip
 from lvmlab.plots.scores import skill_chart, table
 from lvmlab.tokenizer import Tokenizer
 
@@ -143,6 +143,8 @@ def test_pictures_of_prompts_and_scores(tokenizer, lvm, tmp_path):
     sentences = ev.prompts(job)
     page = sheet([("derain", sentences, [{"copy": s.pairs[-1].image} for s in sentences])])
     assert page.width > 1000 and np.asarray(page).std() > 20
+    many, _ = strip(sentences[0], {name: sentences[0].pairs[-1].image for name in "abcdefgh"})
+    assert (np.asarray(many)[:, -64:] == sentences[0].pairs[-1].label).all(), "the truth is whole, however many answers stand before it"
     rows = ev.evaluate({"x": lvm}, tokenizer, [job], progress=False)
     assert "PSNR" in table(rows)
     if rows[0]["skill"] is not None:

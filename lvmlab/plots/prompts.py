@@ -19,7 +19,7 @@ def strip(prompt: Sentence, answers: dict[str, np.ndarray], scale: int = 1) -> t
     query = prompt.pairs[-1]
     pictures += [("query", query.image), *((name, a) for name, a in answers.items()), ("truth", query.label)]
     size = query.image.shape[0] * scale
-    row = Image.new("RGB", (len(pictures) * (size + GAP) + 3 * GAP, size), "white")
+    row = Image.new("RGB", (len(pictures) * (size + 2 * GAP), size), "white")  # cut where its last picture ends
     columns, x, before = [], 0, "examples"
     for name, picture in pictures:
         if name != before:

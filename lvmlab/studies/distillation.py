@@ -8,7 +8,8 @@ what the student is held to. One arm has no teacher and as much compute as the t
 
 import functools
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,9 @@ ARMS = {
     "small, forward": Arm(Objective("forward"), shape=SMALL),
     "alone, the teacher's compute too": Arm(times=3.5),  # a teacher of 7.76M reads a token at 2 x 7.76 MFLOP, the student learns it at 6 x 1.05
 }
+
+
+SCREENED, KEPT = ("reverse", "js", "skew", "hidden", "own"), 2  # other objectives, and how many of them are trained in full
 
 
 @dataclass(frozen=True)
@@ -124,46 +128,82 @@ def teacher(setting: Setting, only: str | None, data: Path) -> LVM:
     return load_lvm(folder)
 
 
-def compute(wanted: dict, compiled: bool = False) -> list[dict]:
-    """One row a seed: {seed, lr, tuning: {lr: val loss}, seconds, curve, scores, losses, answers, flops}."""
-    setting, chosen, tokenizer = Setting(**wanted["setting"]), ARMS[wanted["arm"]], Tokenizer.from_pretrained("mini")
-    data, listed = sentences(setting, chosen.only)
-    asked = common.scorers((chosen.only,) if chosen.only else tasks.TRAINED, setting.prompts, "val", tokenizer)
-    master = teacher(setting, chosen.only, data) if chosen.objective and chosen.objective.teacher != "none" else None
-    if master and chosen.objective.teacher == "logits":
-        write_cache(listed, master)
-    folder = paths.cache() / "studies" / runs.key(STUDY, wanted)
+def tuning(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:
+    """The stored run that chooses an arm's learning rate, by the val losses of short trainings at each of LRS, or a new one."""
+    return runs.run(STUDY, config(name, setting) | {"part": "tuning"}, functools.partial(tune, compiled=compiled), again=again)
 
-    def train(name: str, seed: int, steps: int, lr: float) -> dict:
-        print(f"{wanted['arm']}, {name}")
-        made = recipe(replace(setting, steps=steps), chosen.only)
-        cached = master.fingerprint() if master and chosen.objective.teacher == "logits" else None
-        frozen = Frozen(listed, max(1, setting.tokens // 512), seed, teacher=cached)
+
+def lowest(record: dict) -> tuple[float, float]:
+    """Of a `tuning`: (least val loss over the learning rates, that rate)."""
+    return min((row["loss"], row["lr"]) for row in record["result"])
+
+
+def chosen(setting: Setting, *, compiled: bool = False) -> tuple[str, ...]:
+    """The arms that are trained in full: of SCREENED those KEPT alone whose tuning ended lowest on val."""
+    order = sorted(SCREENED, key=lambda name: lowest(tuning(name, setting, compiled=compiled)))
+    return tuple(name for name in ARMS if name not in order[KEPT:])
+
+
+@dataclass
+class Trainings:
+    """What the trainings of one arm share."""
+
+    wanted: dict
+    compiled: bool
+
+    def __post_init__(self):
+        self.setting, self.arm, self.tokenizer = Setting(**self.wanted["setting"]), ARMS[self.wanted["arm"]], Tokenizer.from_pretrained("mini")
+        self.data, self.listed = sentences(self.setting, self.arm.only)
+        self.asked = common.scorers((self.arm.only,) if self.arm.only else tasks.TRAINED, self.setting.prompts, "val", self.tokenizer)
+        word = self.arm.objective.teacher if self.arm.objective else "none"
+        self.master = teacher(self.setting, self.arm.only, self.data) if word != "none" else None
+        self.cached = write_cache(self.listed, self.master) if word == "logits" else None
+        self.folder = paths.cache() / "studies" / runs.key(STUDY, self.wanted)
+
+    def train(self, name: str, seed: int, steps: int, lr: float) -> dict:
+        """{seed, lr, seconds, device, curve: [{step, TASK: cross entropy}]} of one training, whose model lies in the folder ``name``."""
+        print(f"{self.wanted['arm']}, {name}")
+        setting, fresh = self.setting, self.arm.times > 1
+        frozen = Frozen(self.listed, max(1, setting.tokens // 512), seed, teacher=self.cached)
         training = TrainConfig(steps=steps, lr=lr, min_lr=lr / 30, warmup=max(1, steps // 20), optimizer="muon", seed=seed,
                                precision=setting.precision, log_every=max(1, steps // setting.curve), save_every=max(1, steps // 10))
-        log = train_lvm(frozen if chosen.times == 1 else data, folder / name, shape=chosen.shape, config=training, recipe=made, compiled=compiled,
-                        codebook=tokenizer.net.quantize.table().cpu(), teacher=None if cached else master, objective=chosen.objective,
-                        on_log=lambda record, lvm: record.update(losses=common.losses(lvm, asked, CURVE)))
+        log = train_lvm(self.data if fresh else frozen, self.folder / name, shape=self.arm.shape, config=training,
+                        recipe=recipe(setting, self.arm.only), compiled=self.compiled, codebook=self.tokenizer.net.quantize.table().cpu(),
+                        teacher=None if self.cached else self.master, objective=self.arm.objective,
+                        on_log=lambda record, lvm: record.update(losses=common.losses(lvm, self.asked, CURVE)))
         curve = [{"step": r["step"], **r["losses"]} for r in log]
         return {"seed": seed, "lr": lr, "seconds": log[-1]["seconds"], "device": log[0]["device"], "curve": curve}
 
-    def tune(lr: float) -> dict:
-        row = train(f"lr-{lr}", 100, setting.tune, lr)
-        return row | {"loss": float(np.mean([row["curve"][-1][task] for task in asked]))}
+    def kept(self, name: str, compute: Callable[[], dict]) -> dict:
+        return common.kept(self.folder / f"{name}.json", compute)
 
-    tuned = {lr: common.kept(folder / f"lr-{lr}.json", lambda lr=lr: tune(lr))["loss"] for lr in LRS}
-    best = min(tuned, key=tuned.get)
+
+def tune(wanted: dict, compiled: bool = False) -> list[dict]:
+    """One row a learning rate: {seed, lr, loss: mean val cross entropy of the tasks at the end, seconds, curve}."""
+    made = Trainings(wanted, compiled)
+
+    def one(lr: float) -> dict:
+        row = made.train(f"lr-{lr}", 100, made.setting.tune, lr)
+        return row | {"loss": float(np.mean([row["curve"][-1][task] for task in made.asked]))}
+
+    return [made.kept(f"lr-{lr}", lambda lr=lr: one(lr)) for lr in LRS]
+
+
+def compute(wanted: dict, compiled: bool = False) -> list[dict]:
+    """One row a seed: {seed, lr, seconds, curve, scores, losses, answers, flops}."""
+    made = Trainings(wanted, compiled)
+    setting, master = made.setting, made.master
+    lr = lowest(tuning(wanted["arm"], setting, compiled=compiled))[1]
 
     def one(seed: int) -> dict:
-        steps = round(setting.steps * chosen.times)
-        row = train(f"seed-{seed}", seed, steps, best)
-        lvm = load_lvm(folder / f"seed-{seed}")
-        read = steps * setting.tokens
+        steps = round(setting.steps * made.arm.times)
+        row = made.train(f"seed-{seed}", seed, steps, lr)
+        lvm, read = load_lvm(made.folder / f"seed-{seed}"), steps * setting.tokens
         flops = {"student": 6 * lvm.num_parameters * read, "teacher": 2 * (master.num_parameters if master else 0) * read}
-        return row | {"tuning": tuned, "precision": precision(setting.precision), "parameters": lvm.num_parameters, "flops": flops,
-                      **common.scored(lvm, asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0)}  # fmt: skip
+        return row | {"precision": precision(setting.precision), "parameters": lvm.num_parameters, "flops": flops,
+                      **common.scored(lvm, made.asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0)}  # fmt: skip
 
-    return [common.kept(folder / f"seed-{seed}.json", lambda seed=seed: one(seed)) for seed in range(setting.seeds)]
+    return [made.kept(f"seed-{seed}", lambda seed=seed: one(seed)) for seed in range(setting.seeds)]
 
 
 def gained(records: dict[str, dict], name: str, task: str, against: str = "alone", measure: str = "cross entropy") -> tuple[float, float, float]:
@@ -174,8 +214,12 @@ def gained(records: dict[str, dict], name: str, task: str, against: str = "alone
 def main() -> None:
     parser = common.parser(__doc__, SCALES, "arms")
     args = parser.parse_args()
-    for name in args.arms or ARMS:
-        record = arm(name, SCALES[args.scale], compiled=args.compiled)
+    setting = SCALES[args.scale]
+    for name in SCREENED if not args.arms else ():
+        print(runs.promote(tuning(name, setting, compiled=args.compiled)["name"]))
+    for name in args.arms or chosen(setting):
+        runs.promote(tuning(name, setting, compiled=args.compiled)["name"])
+        record = arm(name, setting, compiled=args.compiled)
         losses = {task: round(float(common.final_losses(record, task).mean()), 3) for task in record["result"][0]["losses"]}
         print(runs.promote(record["name"]), losses)
 
