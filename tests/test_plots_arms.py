@@ -5,7 +5,7 @@ import pytest
 
 from lvmlab.plots import arms, training
 from lvmlab.plots.balancing import copies_chart
-from lvmlab.studies import balancing, scaling
+from lvmlab.studies import balancing, common, scaling
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,11 @@ def test_scaling_and_examples():
     found = {t: (rng.random((12, 15)), np.arange(12) // 2) for t in ("segmentation", "pose")}
     figure = training.examples_chart(found)
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [8, 7] and not crossing(figure)
+
+
+def test_a_table_has_a_line_an_arm(records):
+    single = [{**row, "losses": {"pose": row["losses"]["pose"]}} for row in records["natural"]["result"]]
+    lines = common.table({"natural": records["natural"], "pose alone": {"result": single}}, balancing.TASKS).split("\n")
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {8}
+    mean = common.final_losses(records["natural"], "pose").mean()
+    assert f"{mean:.2f} (" in lines[2] and f"| pose alone |  |  |  |  | {mean:.2f} (" in lines[3]

@@ -7,6 +7,7 @@ import pytest
 
 from lvmlab import paths, runs
 from lvmlab.plots.targets import markdown, scores_markdown, settings_markdown
+from lvmlab.studies import balancing, common
 from lvmlab.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,12 @@ def test_its_tables_are_those_of_the_shipped_runs(name):
     if run["config"]["model"] == "mini-teacher":
         training = Tokenizer.from_pretrained("mini", device="cpu").training
         assert markdown(run["result"], training) in README and settings_markdown(run["result"]) in README
+
+
+def test_its_tables_of_studies_are_those_of_the_stored_runs():
+    shipped = {row["config"]["arm"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == "balancing" and row["where"] == "shipped"
+               and (row["config"]["setting"]["steps"], row["config"]["split"]) == (2000, "val")}
+    assert common.table({name: shipped[name] for name in balancing.ARMS}, balancing.TASKS) in README
 
 
 def test_every_shipped_model_that_was_scored_is_the_one_that_ships():

@@ -21,7 +21,7 @@ from lvmlab.lvm_train import Recipe, load_lvm, train_lvm
 from lvmlab.mixture import Mixture
 from lvmlab.store import build
 from lvmlab.studies import common
-from lvmlab.studies.common import MICRO, across_seeds, final_losses, skills
+from lvmlab.studies.common import MICRO, across_seeds, final_losses
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig
 from lvmlab.worlds import World
@@ -160,9 +160,11 @@ def main() -> None:
     parser = common.parser(__doc__, SCALES, "arms")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="that is scored: test once, for the arm chosen on val")
     args = parser.parse_args()
+    found = {}
     for name in args.arms or ARMS:
-        record = arm(name, SCALES[args.scale], args.split, compiled=args.compiled)
-        print(runs.promote(record["name"]), {task: round(float(skills(record, task).mean()), 3) for task in TASKS})
+        found[name] = arm(name, SCALES[args.scale], args.split, compiled=args.compiled)
+        print(runs.promote(found[name]["name"]))
+    print(common.table(found, TASKS))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,22 @@ def final_losses(record: dict, task: str, measure: str = "cross entropy") -> np.
     return np.array([row["losses"][task][measure] for row in record["result"]])
 
 
+def table(records: dict[str, dict], tasks: Iterable[str]) -> str:
+    """A line an arm, in Markdown: cross entropy of each task's answers in nats a token, with its 95 % t interval over seeds, and the mean skill."""
+    tasks = list(tasks)
+    lines = ["| arm | " + " | ".join(f"{task}: nats (95 %) | skill" for task in tasks) + " |", "|---" * (1 + 2 * len(tasks)) + "|"]
+    for name, record in records.items():
+        cells = []
+        for task in tasks:
+            if task not in record["result"][0]["losses"]:  # an arm of a single task
+                cells += ["", ""]
+                continue
+            mean, low, high = across_seeds(final_losses(record, task))
+            cells += [f"{mean:.2f} ({low:.2f} to {high:.2f})", f"{skills(record, task).mean():.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def answers(record: dict, task: str) -> torch.Tensor:
     """The first seed's answers to the first prompts: tokens (shown, answers, N), as `lvmlab.evaluate.picture` draws them."""
     return torch.tensor(record["result"][0]["answers"][task])

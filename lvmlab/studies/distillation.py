@@ -214,14 +214,14 @@ def gained(records: dict[str, dict], name: str, task: str, against: str = "alone
 def main() -> None:
     parser = common.parser(__doc__, SCALES, "arms")
     args = parser.parse_args()
-    setting = SCALES[args.scale]
+    setting, found = SCALES[args.scale], {}
     for name in SCREENED if not args.arms else ():
         print(runs.promote(tuning(name, setting, compiled=args.compiled)["name"]))
     for name in args.arms or chosen(setting):
         runs.promote(tuning(name, setting, compiled=args.compiled)["name"])
-        record = arm(name, setting, compiled=args.compiled)
-        losses = {task: round(float(common.final_losses(record, task).mean()), 3) for task in record["result"][0]["losses"]}
-        print(runs.promote(record["name"]), losses)
+        found[name] = arm(name, setting, compiled=args.compiled)
+        print(runs.promote(found[name]["name"]))
+    print(common.table(found, tasks.TRAINED))
 
 
 if __name__ == "__main__":
