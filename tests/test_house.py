@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # bottom first: a file imports from the layers below, and within its layer only from what is named before it
 LAYERS = (
     ("paths", "files", "device", "images"),
-    ("vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "patchlm"),
+    ("attention", "vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "patchlm"),
     ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "labelled"),
     ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "lvm_train"),
     ("evaluate", "cost", "probe"),

@@ -192,3 +192,30 @@ def test_a_model_is_pushed_with_its_card(monkeypatch):
     assert constants.HF_HUB_CACHE and "hub/me/student" in push_lvm(lvm, "me/student")
     assert {"config.json", "model.safetensors"} <= sent.keys() and sent["repo"] == "me/student"
     assert "mini-student" in sent["card"] and "library_name: transformers" in sent["card"] and "Licence Apache-2.0" in sent["card"]
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 130])
+def test_attention_by_blocks_is_causal_attention(length):
+    from lvmlab.attention import causal_blocks
+
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn(2, 3, length, 8, generator=generator, requires_grad=True) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    found = causal_blocks(torch.nn.Module(), q, k, v)[0].transpose(1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    towards = torch.randn(found.shape, generator=generator)
+    for ours, theirs in zip(torch.autograd.grad(found, (q, k, v), towards), torch.autograd.grad(expected, (q, k, v), towards), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_gives_the_same_logits_by_blocks_and_still_decodes():
+    from lvmlab.attention import NAME
+    from lvmlab.prompting import complete_tokens
+
+    lvm = LVM.from_shape("tiny", seed=3)
+    tokens = torch.randint(lvm.vocab, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, answers = lvm(tokens), complete_tokens(lvm, tokens, 5).tokens
+        lvm.llama.set_attn_implementation(NAME)
+        torch.testing.assert_close(lvm(tokens), before, atol=1e-4, rtol=1e-4)
+    assert torch.equal(complete_tokens(lvm, tokens, 5).tokens, answers)
