@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lvmlab.device import default_device
+
 BLOCKS, LONGEST = 4, 1024
 NAME = "causal_blocks"
 
@@ -26,6 +28,12 @@ def causal_blocks(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, 
         later = torch.ones(rows.shape[2], until, dtype=torch.bool, device=query.device).triu(1 + first)
         found.append(scores.masked_fill(later, -torch.inf).softmax(-1, dtype=torch.float32).to(value.dtype) @ value[:, :, :until])
     return torch.cat(found, 2).transpose(1, 2).contiguous(), None
+
+
+def by_blocks(llama: nn.Module) -> None:
+    """Lets a `LlamaForCausalLM` that trains on a CPU attend by blocks; elsewhere it keeps its fused kernel."""
+    if default_device().type == "cpu":
+        llama.set_attn_implementation(NAME)
 
 
 AttentionInterface.register(NAME, causal_blocks)

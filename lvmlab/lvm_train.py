@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lvmlab.attention import NAME
+from lvmlab.attention import by_blocks
 from lvmlab.device import default_device
 from lvmlab.distill import Objective, check, criterion
 from lvmlab.embedding import factor, fold
@@ -186,8 +186,8 @@ def train_lvm(
         pretrained = (Path(start) / "config.json").is_file()
         model.load_state_dict(LVM.from_pretrained(start, device="cpu").state_dict() if pretrained else load_checkpoint(start)["model"])
     said_by = _taught(model, batches, teacher, objective, config.seed, tokens_per_image) if teacher or objective or frozen and store.cache else None
-    if default_device().type == "cpu" and not checkpointing:  # who wants little memory gets the kernel that takes little
-        model.llama.set_attn_implementation(NAME)
+    if not checkpointing:  # who wants little memory gets the kernel that takes little
+        by_blocks(model.llama)
     if compiled:
         for layer in model.llama.model.layers:
             layer.compile(dynamic=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvmlab import paths, tasks
+from lvmlab.attention import by_blocks
 from lvmlab.cost import forward_flops
 from lvmlab.device import default_device, precision
 from lvmlab.evaluate import Job, Scorer, answer, encoded, picture
@@ -177,6 +178,7 @@ def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: 
                     taken[side].append(seconds)
             bar.update()
 
+        by_blocks(lvm.llama)  # as train_lvm does
         config = TrainConfig(steps=1 + STEPS, lr=LR, log_every=1, save_every=10**6, tracker="none")
         train(lvm, batch, loss, config, folder, on_log=others, progress=False)
 
