@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lvmlab.attention import by_blocks
 from lvmlab.device import default_device, precision
 from lvmlab.lvm import LVM, SHAPES, Shape
 
@@ -83,6 +84,7 @@ def seconds_here(shape: Shape, length: int, step: int, repeats: int = 3) -> floa
     found = []
     for layers in (1, 2):
         lvm, device = LVM.from_shape(replace(shape, layers=layers)).to(default_device()), default_device()
+        by_blocks(lvm.llama)  # as `lvmlab.lvm_train` does
         optimizer = torch.optim.AdamW(lvm.parameters(), fused=device.type in ("cpu", "cuda"))
         tokens = torch.randint(shape.vocab, (max(1, step // length), length), device=device)
         best = float("inf")

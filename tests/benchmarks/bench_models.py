@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from lvmlab import paths, tasks
 from lvmlab.attention import by_blocks
-from lvmlab.cost import forward_flops
+from lvmlab.cost import forward_flops, seconds_here
 from lvmlab.device import default_device, precision
 from lvmlab.evaluate import Job, Scorer, answer, encoded, picture
 from lvmlab.images import from_uint8
@@ -191,6 +191,10 @@ def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: 
     best = max(loops, key=speed.get)
     yield rates(f"{name}/best-stock", speed["ours"], speed[best], "tokens/s", None,
                 f"against transformers' loss in {stock} with fused AdamW, eager{'' if best == 'stock' else '; the plain loop was faster and counts'}")
+    estimate, real = seconds_here(SHAPES[shape], length, per_step), median(taken["ours"])
+    yield Row(f"{name}/cost", estimate, real, max(estimate / real, real / estimate), "s a step", 1.2,
+              "lvmlab.cost's estimate of a step on this machine, from one layer and two, against that step; the ratio is of the larger to the other",
+              "ratio, at most")
     if share:
         flops, most = 3 * forward_flops(SHAPES[shape], length) * speed["ours"], peak()
         yield rates(f"{name}/peak-share", flops / 1e9, most / 1e9, "GFLOPS", share,
