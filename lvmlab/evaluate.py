@@ -146,9 +146,9 @@ def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> tupl
 
 
 def picture_losses(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 16) -> np.ndarray:
-    """Cross entropy in nats a token of every picture of sentences (B, T) but the first, given all before it: (B, T / n - 1)."""
+    """Cross entropy in nats of every token of sentences (B, T) but those of the first picture, given all before it: (B, T / n - 1, n)."""
     losses, _ = _foretold(lvm, tokens, tokens.shape[1] - n, batch)
-    return losses.unflatten(1, (-1, n)).mean(2).numpy()
+    return losses.unflatten(1, (-1, n)).numpy()
 
 
 def perplexities(losses: np.ndarray) -> dict[str, float]:

@@ -55,9 +55,9 @@ def test_scaling_and_examples():
                                "scores": [{"skill": rng.random()}]} for d in (1e6, 2e6, 4e6) for _ in range(2)]}
             for name, n in zip(scaling.SIZES, (3e5, 6e5, 1e6, 2.6e6), strict=True)}  # fmt: skip
     assert not crossing(training.scaling_chart(made))
-    found = {t: (rng.random((12, 15)), np.arange(12) // 2) for t in ("segmentation", "pose")}
+    found = {t: (rng.random((12, 15, 16)), np.arange(12) // 2) for t in ("segmentation", "pose")}
     figure = training.examples_chart(found)
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [8, 7] and not crossing(figure)
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [8, 8, 7] and not crossing(figure)
 
 
 def test_a_table_has_a_line_an_arm(records):

@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lvmlab.evaluate import resample
 from lvmlab.plots.arms import COLOURS
@@ -11,23 +12,27 @@ from lvmlab.studies.scaling import law, points, predicted
 
 
 def examples_chart(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """{task: (losses (B, pictures - 1) of `evaluate.picture_losses`, sources (B,))}: a label's loss by the number of examples before it.
+    """{task: (losses (B, pictures - 1, n) of `evaluate.picture_losses`, sources (B,))}: a label's loss by the number of examples before it.
 
-    Bands are 95 % bootstraps over sources; the thin line is the loss of the inputs, which no example foretells.
+    Of the whole label, of its first row of tokens, whose colours nothing but an example can tell, and of the inputs, which no example
+    foretells. Bands are 95 % bootstraps over sources.
     """
-    figure, axes = _axes(1, len(found), 2.6 * len(found), 3.0, sharey=True, squeeze=False)
+    figure, axes = _axes(1, len(found), 2.6 * len(found), 3.4, sharey=True, squeeze=False)
     for axis, (task, (losses, sources)) in zip(axes[0], found.items(), strict=True):
-        for which, width in ((0, 2.2), (1, 0.9)):  # pictures after the first: label, input, label, ...
-            part = losses[:, which::2]
-            mean, low, high = _bootstrapped(part, sources)
-            shown = np.arange(part.shape[1]) + which
-            axis.plot(shown, mean, "o-" if width > 1 else "-", lw=width, ms=3.5, color=COLOURS[task] if width > 1 else "grey")
-            axis.fill_between(shown, low, high, color=COLOURS[task] if width > 1 else "grey", alpha=0.18, lw=0)
-        axis.set(title=task, xlabel="examples before it")
+        row = round(losses.shape[2] ** 0.5)
+        lines = ((losses[:, ::2], 0, "o-", COLOURS[task]), (losses[:, ::2, :row], 0, "s:", COLOURS[task]), (losses[:, 1::2], 1, "-", "grey"))
+        for part, first, style, colour in lines:
+            mean, low, high = _bootstrapped(part.mean(2), sources)
+            shown = np.arange(part.shape[1]) + first
+            axis.plot(shown, mean, style, lw=1 if first else 1.8, ms=3.5, color=colour)
+            axis.fill_between(shown, low, high, color=colour, alpha=0.15, lw=0)
+        axis.set(title=task, xlabel="examples before it", ylim=(0, None))
         axis.title.set_fontsize(10)
         axis.grid(axis="y", alpha=0.3)
     axes[0, 0].set_ylabel("cross entropy, nats a token")
-    axes[0, 0].text(0.97, 0.97, "dots: labels\nline: inputs", transform=axes[0, 0].transAxes, ha="right", va="top", fontsize=8)
+    kinds = (("black", "-", "o"), ("black", ":", "s"), ("grey", "-", ""))
+    keys = [Line2D([], [], color=colour, ls=line, marker=mark) for colour, line, mark in kinds]
+    figure.legend(keys, ["label", "its first row of tokens", "input"], loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
