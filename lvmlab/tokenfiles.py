@@ -1,11 +1,11 @@
 """Token files of other systems, read into a store and written from one.
 
-==========  =====================================================================================================
+==========  =================================================================================================================
 ``delvm``   ``NAME.bin``: a JSON object a line, ``{"tokens": [...]}``, a pair or an image; ``NAME.bin.meta``: an npy
             array int64 (lines, 2), each line's byte offset and number of tokens
 ``lvm``     JSON lines, ``{"tokens": "..."}``: base64 of int32 numbers, little-endian
-``ours``    a folder: `lvmlab.store`
-==========  =====================================================================================================
+ours        a folder of memory-mapped Arrow parts, a row a pair, an image or a clip; or the same rows as Parquet: `lvmlab.store`
+==========  =================================================================================================================
 
 Neither says which tokenizer wrote it, nor of which task, source or split a line is: that is told on import.
 """
