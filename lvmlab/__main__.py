@@ -145,16 +145,16 @@ def train_tokenizer(
 
 
 def train(
-    folder: Folder, shape: str = "mini-student", *, store: Path | None = None, tokenizer: str = "mini", schedule: Literal["lab", "delvm"] = "lab",
-    steps: int = 6000, tokens: int = 4096, pairs: int | None = None, lr: float | None = None, groups: int = 1200, start: Path | None = None,
-    teacher: str | None = None, objective: str = "forward", temperature: float = 1.0, factored: bool = False, checkpointing: bool = False,
-    compiled: bool = False, precision: str = "auto", accumulation: int = 1, tracker: str = "tensorboard",
+    folder: Folder, shape: str | None = None, *, store: Path | None = None, tokenizer: str = "mini", schedule: Literal["lab", "delvm"] = "lab",
+    steps: int = 6000, tokens: int = 4096, pairs: int | None = None, lr: float | None = None, groups: int = 1200, start: str | None = None,
+    lora: int = 0, teacher: str | None = None, objective: str = "forward", temperature: float = 1.0, factored: bool = False,
+    checkpointing: bool = False, compiled: bool = False, precision: str = "auto", accumulation: int = 1, tracker: str = "tensorboard",
 ) -> None:  # fmt: skip
     """Trains an LVM, alone or from a teacher; resumes from FOLDER; under `accelerate launch` on many devices. Export it with lvm_train.export_lvm.
 
     Args:
         folder: checkpoints, log and, without --store, mini-world's token store go here.
-        shape: the LLaMA's shape.
+        shape: the LLaMA's shape: that of --start, else mini-student.
         store: a token store made by `lvmlab tokenize`; its tasks are drawn by the square root of their rows.
         tokenizer: of the store: a shipped name, a folder or a hub id.
         schedule: Muon with a short warm-up, or DeLVM's AdamW.
@@ -163,7 +163,9 @@ def train(
         pairs: in a sentence; as many as the shape's context holds by default.
         lr: the highest learning rate; the schedule's own by default.
         groups: of mini-world's pairs, 16 each, tokenised for each task.
-        start: the folder of an earlier training of this shape, or of a pretrained model, to go on from.
+        start: what to go on from: the folder of an earlier training, or a pretrained model (a shipped name, a folder, a hub id), DeLVM's and LVM's
+            among them.
+        lora: rank of the adapters to train in the place of all weights; 0 for none. Extra: lora.
         teacher: a trained model to learn from: a shipped name, a folder or a hub id.
         objective: what to learn from it, see lvmlab.distill.
         temperature: of the objective.
@@ -180,27 +182,29 @@ def train(
     from lvmlab.device import default_device
     from lvmlab.distill import Objective
     from lvmlab.lvm import LVM, SHAPES
-    from lvmlab.lvm_train import Recipe, train_lvm
+    from lvmlab.lvm_train import Recipe, started, train_lvm
     from lvmlab.mixture import Mixture
     from lvmlab.store import build
     from lvmlab.tokenizer import Tokenizer
     from lvmlab.train import TrainConfig
     from lvmlab.worlds import World
 
-    if shape not in SHAPES:
+    shape = shape or (None if start else "mini-student")
+    if shape is not None and shape not in SHAPES:
         raise ValueError(f"{shape!r} is no shape: choose from {', '.join(SHAPES)}")
+    origin = started(start) if start else None
     state = PartialState(cpu=default_device().type == "cpu")
     speaker, master = Tokenizer.from_pretrained(tokenizer), LVM.from_pretrained(teacher) if teacher else None
     kept = {"precision": precision, "accumulation": accumulation, "tracker": tracker}
-    own = {"lr": lr or 3e-3, "min_lr": (lr or 3e-3) / 30, "optimizer": "muon"}
+    own = {"lr": lr or 3e-3, "min_lr": (lr or 3e-3) / 30, "optimizer": "adamw" if lora else "muon"}
     config = TrainConfig(steps=steps, **own, **kept) if schedule == "lab" else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
-    most = SHAPES[shape].context // (2 * speaker.tokens)
+    most = (origin.context if start else SHAPES[shape].context) // (2 * speaker.tokens)
     recipe = Recipe(tokens=tokens, phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
                     mixture=Mixture("resampled", temperature=2.0) if store else Recipe.mixture)
     if store is None:
         build(folder / "store", speaker, [World(task, groups) for task in tasks.TRAINED], rank=state.process_index, ranks=state.num_processes)
         state.wait_for_everyone()
-    train_lvm(store or folder / "store", folder, shape=shape, config=config, recipe=recipe, tokens_per_image=speaker.tokens, start=start,
+    train_lvm(store or folder / "store", folder, shape=shape, config=config, recipe=recipe, tokens_per_image=speaker.tokens, start=origin, lora=lora,
               codebook=None if start else speaker.net.quantize.table().cpu(), teacher=master, objective=Objective(objective, temperature=temperature)
               if master or objective == "smoothing" else None, factored=factored, checkpointing=checkpointing, compiled=compiled)
 
@@ -323,7 +327,7 @@ def main() -> None:
     commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, tokenize, train_tokenizer, train, cost, runs, bench)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="lvmlab", description="A workbench for autoregressive large vision models.")
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
         _fail(error)
 
 

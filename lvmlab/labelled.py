@@ -11,7 +11,7 @@ from lvmlab import images
 from lvmlab.sentences import generator
 from lvmlab.world import Sources, default, scenes
 
-DEBIAN = Path("/usr/share/dataset-fashion-mnist")  # where Debian's package puts it
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 READERS = 2
 
 
