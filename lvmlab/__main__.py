@@ -98,7 +98,7 @@ def evaluate(
     from lvmlab import runs, tasks
     from lvmlab.evaluate import ANSWERS, Job, plan
     from lvmlab.evaluate import evaluate as score
-    from lvmlab.files import atomic
+    from lvmlab.files import atomic, write
     from lvmlab.plots.gallery import gallery
     from lvmlab.plots.scores import table
     from lvmlab.plots.targets import markdown, scores_markdown, settings_markdown
@@ -107,8 +107,7 @@ def evaluate(
     started, chosen, tokenizer = time.perf_counter(), _models(models), Tokenizer.from_pretrained("mini")
     jobs = plan(prompts, split)
     rows = score(chosen, tokenizer, jobs, out)
-    with atomic(out / "scores.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    write(out / "scores.json", json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     print(f"wrote {out / 'scores.json'}")
     for name, lvm in chosen.items():

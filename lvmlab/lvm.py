@@ -21,8 +21,9 @@ from transformers.utils import logging
 from lvmlab import paths
 from lvmlab.checkpoints import llamas
 from lvmlab.checkpoints.files import refusal
+from lvmlab.checks import check_fields
 from lvmlab.device import default_device
-from lvmlab.files import atomic
+from lvmlab.files import write
 from lvmlab.tokenizer import CheckpointError, Tokenizer, fetched, fingerprint, is_hub_id
 
 CONFIG, LOG, CARD = "config.json", "log.json", "README.md"
@@ -42,11 +43,9 @@ class Shape:
     bias: bool = False
 
     def __post_init__(self):
-        for field in ("width", "layers", "heads", "inner", "context", "vocab"):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                raise ValueError(f"Shape.{field}={getattr(self, field)!r}: give a positive integer")
-        if self.width % (2 * self.heads):
-            raise ValueError(f"Shape.heads={self.heads!r}: give a divisor of width={self.width} that leaves an even width a head")
+        sizes = {k: getattr(self, k) for k in ("width", "layers", "heads", "inner", "context", "vocab")}
+        check_fields(self, **{k: (isinstance(v, int) and v >= 1, "a positive integer") for k, v in sizes.items()})
+        check_fields(self, heads=(self.width % (2 * self.heads) == 0, f"a divisor of width={self.width} that leaves an even width a head"))
 
     def config(self, **extra) -> LlamaConfig:
         return LlamaConfig(
@@ -139,8 +138,7 @@ class LVM(nn.Module):
                 os.replace(path, folder / path.name)
             for name, text in ((LOG, None if log is None else json.dumps(log)), (CARD, card)):
                 if text is not None:
-                    with atomic(folder / name) as written:
-                        written.write_text(text)
+                    write(folder / name, text)
             os.replace(files[-1], folder / CONFIG)
 
     def save_delvm(self, folder: str | Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lvmlab.checks import check_fields
 from lvmlab.device import default_device
 from lvmlab.distill import Objective, check, criterion
 from lvmlab.embedding import factor, fold
@@ -56,13 +57,10 @@ class Recipe:
     def __post_init__(self):
         object.__setattr__(self, "phases", tuple(tuple(p) for p in self.phases))
         ends = [end for end, _ in self.phases]
-        if not ends or ends != sorted(ends) or ends[-1] != 1.0 or any(pairs < 1 for _, pairs in self.phases):
-            raise ValueError(f"Recipe.phases={self.phases!r}: give (end, pairs), ends rising to 1.0 and at least one pair")
-        for share in ("noise", "mixed"):
-            if not 0 <= getattr(self, share) <= 1:
-                raise ValueError(f"Recipe.{share}={getattr(self, share)!r}: give a share from 0 to 1")
-        if not 0 <= self.image_weight:
-            raise ValueError(f"Recipe.image_weight={self.image_weight!r}: give 0 or more")
+        good = bool(ends) and ends == sorted(ends) and ends[-1] == 1.0 and all(pairs >= 1 for _, pairs in self.phases)
+        check_fields(self, phases=(good, "(end, pairs), ends rising to 1.0 and at least one pair"))
+        check_fields(self, **{share: (0 <= getattr(self, share) <= 1, "a share from 0 to 1") for share in ("noise", "mixed")},
+                     image_weight=(self.image_weight >= 0, "0 or more"))
 
     def pairs(self, step: int, steps: int) -> int:
         return next(pairs for end, pairs in self.phases if step < end * steps or end == 1.0)

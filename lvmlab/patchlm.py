@@ -20,8 +20,9 @@ from transformers import LlamaConfig, LlamaModel
 
 from lvmlab.checkpoints import aim
 from lvmlab.checkpoints.files import compared, read_config, read_state, weights_in
+from lvmlab.checks import check_fields
 from lvmlab.device import default_device
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write
 
 KIND, CONFIG, WEIGHTS = "lvmlab-patchlm", "config.json", "model.safetensors"
 EPS = 1e-6
@@ -51,17 +52,11 @@ class PatchShape:
     prefix: bool = True
 
     def __post_init__(self):
-        checks = {
-            "width": (self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"),
-            "blocks": (self.blocks >= 1, "at least 1"),
-            "size": (self.size % self.patch == 0, f"a multiple of patch={self.patch}"),
-            "head_blocks": (self.head_blocks >= 0, "0 (a linear layer) or more"),
-            "block": (self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"),
-            "order": (self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
-        }
-        for field, (good, accepted) in checks.items():
-            if not good:
-                raise ValueError(f"PatchShape.{field}={getattr(self, field)!r}: give {accepted}")
+        check_fields(
+            self, width=(self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"), blocks=(self.blocks >= 1, "at least 1"),
+            size=(self.size % self.patch == 0, f"a multiple of patch={self.patch}"), head_blocks=(self.head_blocks >= 0, "0 (linear) or more"),
+            block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"), order=(self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
+        )  # fmt: skip
 
     @property
     def grid(self) -> int:
@@ -137,8 +132,7 @@ class PatchLM(nn.Module):
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
         with atomic(Path(folder) / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
-        with atomic(Path(folder) / CONFIG) as temporary:
-            temporary.write_text(json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
+        write(Path(folder) / CONFIG, json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
 
     def embedded(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to patches with their places, (B, N, width), in raster order. Raises ValueError."""
@@ -237,7 +231,8 @@ class LlamaTrunk(nn.Module):
         super().__init__()
         self.llama = LlamaModel(LlamaConfig(
             hidden_size=shape.width, num_hidden_layers=shape.blocks, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
-            intermediate_size=shape.inner or 4 * shape.width, vocab_size=1, pad_token_id=None, attn_implementation="sdpa"))  # fmt: skip
+            intermediate_size=shape.inner or 4 * shape.width, vocab_size=1, bos_token_id=None, eos_token_id=None,
+            pad_token_id=None, attn_implementation="sdpa"))  # fmt: skip
         del self.llama.embed_tokens
 
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lvmlab import tasks
-from lvmlab.files import atomic
+from lvmlab.files import write
 from lvmlab.sentences import sentence
 
 SHARES = {
@@ -38,6 +38,5 @@ def render_pool(path: str | Path, split: str, count: int, workers: int = 2, prog
         found = pool.map(_render, [jobs[i] for i in order], chunksize=16)
         pictures, kinds = zip(*tqdm(found, total=len(jobs), desc=f"render {split} pictures", disable=not progress), strict=True)
     for target, values in ((kinds_path, np.concatenate(kinds).astype(np.uint8)), (path, np.concatenate(pictures))):
-        with atomic(target) as temporary, open(temporary, "wb") as file:
-            np.save(file, values)
+        write(target, values)
     return path

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from lvmlab import paths
 from lvmlab.device import default_device, precision
 from lvmlab.evaluate import drawn
-from lvmlab.files import atomic
+from lvmlab.files import write
 from lvmlab.images import from_uint8
 from lvmlab.labelled import Labelled
 from lvmlab.lvm import LVM
@@ -152,10 +152,8 @@ def extract(trunk: Trunk, data: Labelled, *, places: Sequence[int] = (), batch: 
                 if block in kept:
                     kept[block].append(features.half().cpu())
         for name, parts in [*((f"mean-{i}", m) for i, m in enumerate(means)), *((f"places-{b}", p) for b, p in kept.items())]:
-            with atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, torch.cat(parts).numpy())
-        with atomic(folder / "done.json") as temporary:
-            temporary.write_text(json.dumps({"blocks": len(means), "trunk": trunk.name, "data": data.name}))
+            write(folder / f"{name}.npy", torch.cat(parts).numpy())
+        write(folder / "done.json", json.dumps({"blocks": len(means), "trunk": trunk.name, "data": data.name}))
     blocks = json.loads((folder / "done.json").read_text())["blocks"]
     return Extracted([np.load(folder / f"mean-{i}.npy", mmap_mode="r") for i in range(blocks)],
                      {b: np.load(folder / f"places-{b}.npy", mmap_mode="r") for b in places}, data)  # fmt: skip

@@ -117,8 +117,7 @@ def agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: b
         raise ValueError(f"{folder} holds other tokens ({'; '.join(differ)}): choose another folder")
     meta = {**mine, "tasks": {**theirs["tasks"], **origins}}
     if write and not (path.exists() and meta == theirs):
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(meta) + "\n")
+        write(path, json.dumps(meta) + "\n")
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from lvmlab import paths
 from lvmlab.checkpoints import vqgans
 from lvmlab.checkpoints.files import CheckpointError, compared, read_config, read_state, weights_in
 from lvmlab.device import default_device, precision
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
 CONFIG, WEIGHTS, LOG = "config.json", "model.safetensors", "log.json"
@@ -78,10 +78,8 @@ class Tokenizer:
         with atomic(folder / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
         if log is not None:
-            with atomic(folder / LOG) as temporary:
-                temporary.write_text(json.dumps(log))
-        with atomic(folder / CONFIG) as temporary:
-            temporary.write_text(json.dumps({"model_type": "lvmlab-vqgan", **asdict(self.config), "training": self.training}, indent=1) + "\n")
+            write(folder / LOG, json.dumps(log))
+        write(folder / CONFIG, json.dumps({"model_type": "lvmlab-vqgan", **asdict(self.config), "training": self.training}, indent=1) + "\n")
 
     @property
     def size(self) -> int:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from lvmlab.checks import check_fields
+
 
 @dataclass(frozen=True)
 class VQGANConfig:
@@ -41,16 +43,15 @@ class VQGANConfig:
     def __post_init__(self):
         for field in ("channel_mult", "attn_resolutions"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        for field in ("resolution", "hidden_channels", "num_res_blocks", "decoder_res_blocks", "z_channels", "embed_dim"):
-            _demand(isinstance(getattr(self, field), int) and getattr(self, field) > 0, self, field, "a positive integer")
-        _demand(isinstance(self.codes, int) and self.codes > 1, self, "codes", "an integer of at least 2")
-        _demand(self.patch in (1, 2, 4, 8), self, "patch", "1, 2, 4 or 8")
-        _demand(self.channel_mult and all(isinstance(m, int) and m > 0 for m in self.channel_mult), self, "channel_mult",
-                "positive integers, one a level")
+        sizes = ("resolution", "hidden_channels", "num_res_blocks", "decoder_res_blocks", "z_channels", "embed_dim")
+        check_fields(
+            self, **{field: (isinstance(getattr(self, field), int) and getattr(self, field) > 0, "a positive integer") for field in sizes},
+            codes=(isinstance(self.codes, int) and self.codes > 1, "an integer of at least 2"), patch=(self.patch in (1, 2, 4, 8), "1, 2, 4 or 8"),
+            channel_mult=(self.channel_mult and all(isinstance(m, int) and m > 0 for m in self.channel_mult), "positive integers, one a level"),
+        )  # fmt: skip
         widths = [self.hidden_channels * m for m in (1, *self.channel_mult)]
-        _demand(self.groups > 0 and all(w % self.groups == 0 for w in widths), self, "groups",
-                f"a divisor of every width in {widths}")
-        _demand(self.resolution % self.stride == 0, self, "resolution", f"a multiple of {self.stride}")
+        check_fields(self, groups=(self.groups > 0 and all(w % self.groups == 0 for w in widths), f"a divisor of every width in {widths}"),
+                     resolution=(self.resolution % self.stride == 0, f"a multiple of {self.stride}"))
 
     @property
     def stride(self) -> int:
@@ -67,11 +68,6 @@ class VQGANConfig:
         if name not in PRESETS:
             raise ValueError(f"tokenizer preset {name!r} is not known: choose from {', '.join(sorted(PRESETS))}")
         return PRESETS[name]
-
-
-def _demand(good: bool, config, field: str, accepted: str) -> None:
-    if not good:
-        raise ValueError(f"{type(config).__name__}.{field}={getattr(config, field)!r}: give {accepted}")
 
 
 PRESETS = {

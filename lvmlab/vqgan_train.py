@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvmlab.files import atomic
+from lvmlab.checks import check_fields
+from lvmlab.files import write
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig, TrainingError, load_checkpoint, read_log, train
 from lvmlab.vqgan import VQGAN, VQGANConfig
@@ -53,11 +54,9 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, "shares", tuple(self.shares))
-        for field, value in asdict(self).items():
-            if field != "shares" and value < 0:
-                raise ValueError(f"Recipe.{field}={value!r}: give 0 (off) or more")
-        if len(self.shares) != len(KINDS) or min(self.shares) < 0 or sum(self.shares) <= 0:
-            raise ValueError(f"Recipe.shares={self.shares!r}: give one share of at least 0 for each of {', '.join(KINDS)}")
+        shares = len(self.shares) == len(KINDS) and min(self.shares) >= 0 < sum(self.shares)
+        check_fields(self, **{field: (value >= 0, "0 (off) or more") for field, value in asdict(self).items() if field != "shares"},
+                     shares=(shares, f"one share of at least 0 for each of {', '.join(KINDS)}"))
 
 
 class Pool:
@@ -330,8 +329,7 @@ def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path |
         training["val"] = evaluate(model, Pool(val_pool))
         Tokenizer(model.net, device="cpu", training=training).save_pretrained(out, log=log, dtype=dtype)
         tokenizer = Tokenizer.from_pretrained(out, device="cpu")
-    with atomic(Path(out) / "README.md") as temporary:
-        temporary.write_text(model_card(tokenizer, log))
+    write(Path(out) / "README.md", model_card(tokenizer, log))
     return tokenizer
 
 

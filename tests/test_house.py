@@ -22,10 +22,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # bottom first: a file imports from the layers below, and within its layer only from what is named before it
 LAYERS = (
-    ("paths", "files", "device", "images"),
+    ("paths", "files", "checks", "device", "images"),
     ("vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "lora", "patchlm"),
     ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "labelled"),
-    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "lvm_train"),
+    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "lvm_train", "patch_train"),
     ("evaluate", "cost", "probe"),
     ("runs", "studies"),
     ("plots",),

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from lvmlab import evaluate
-from lvmlab.files import atomic
+from lvmlab.files import write
 from lvmlab.lvm import LVM, Shape
 from lvmlab.tokenizer import Tokenizer
 
@@ -41,8 +41,7 @@ def kept(path: Path, compute: Callable[[], dict]) -> dict:
     """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was stopped goes on so."""
     if not path.exists():
         row = compute()
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(row))
+        write(path, json.dumps(row))
     return json.loads(path.read_text())
 
 
