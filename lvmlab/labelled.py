@@ -47,17 +47,25 @@ class Labelled:
         pictures = np.load(path, mmap_mode="r")
         return replace(self, picture=lambda i: np.array(pictures[i]))
 
-    def first(self, count: int) -> "Labelled":
-        """The first pictures of every class, ``count`` of each at most."""
-        kept = np.sort(np.concatenate([np.flatnonzero(self.labels == c)[:count] for c in np.unique(self.labels)]))
-        return replace(self, name=f"{self.name}, {count} a class", picture=lambda i: self.picture(int(kept[i])), labels=self.labels[kept],
-                       sources=self.sources[kept])
+    def first(self, count: int, after: int = 0) -> "Labelled":
+        """The first pictures of every class, ``count`` of each at most, ``after`` so many others."""
+        kept = np.sort(np.concatenate([np.flatnonzero(self.labels == c)[after : after + count] for c in np.unique(self.labels)]))
+        name = f"{self.name}, {count} a class" + f" after {after}" * bool(after)
+        return replace(self, name=name, picture=lambda i: self.picture(int(kept[i])), labels=self.labels[kept], sources=self.sources[kept])
 
 
 def find(name: str | Path, split: str, size: int = 64) -> Labelled:
     """Pictures by name: "objects" (mini-world's), "fashion" (Fashion-MNIST), or a folder's SPLIT/CLASS/*, as ImageNet's."""
     made = {"objects": objects, "fashion": fashion_mnist}
     return made[name](split, size) if name in made else image_folder(name, split, size)
+
+
+def splits(name: str | Path, count: int, size: int = 64) -> list[Labelled]:
+    """What a probe is fitted on, chosen by and scored on, ``count`` pictures of a class at most. Of a folder that is train, train and val."""
+    if name in ("objects", "fashion"):
+        return [find(name, split, size).first(count) for split in ("train", "val", "test")]
+    train = find(name, "train", size)
+    return [train.first(count), train.first(count, after=count), find(name, "val", size).first(count)]
 
 
 def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None = None) -> Labelled:

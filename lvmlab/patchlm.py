@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from lvmlab import paths
 from lvmlab.checkpoints import aim
 from lvmlab.checkpoints.files import compared, read_config, read_state, weights_in
 from lvmlab.checks import check_fields
@@ -108,12 +109,12 @@ class PatchLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: torch.device | str | None = None) -> "PatchLM":
-        """Trained weights, in evaluation mode: a folder that `save_pretrained` wrote, or AIM's release (a folder or its backbone's file).
+        """Trained weights, in evaluation mode: a shipped name, a folder of `save_pretrained`, or AIM's release (a folder or its backbone's file).
 
         The release holds no head of pre-training: it then starts afresh. ``probe`` has the release's own attentive probe where its file is
         there. Raises CheckpointError with all missing, unexpected and misshapen keys; executes no code from the checkpoint.
         """
-        path = Path(path)
+        path = next((p for p in (Path(path), paths.assets() / "models" / str(path)) if p.exists()), Path(path))
         own = path / CONFIG
         config = read_config(own) if own.is_file() else {}
         if config.get("model_type") == KIND:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from lvmlab import evaluate
+from lvmlab import evaluate, runs
 from lvmlab.files import write
 from lvmlab.lvm import LVM, Shape
 from lvmlab.tokenizer import Tokenizer
@@ -26,6 +26,14 @@ def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParse
     made.add_argument("--compiled", action="store_true", help="layers under torch.compile")
     made.add_argument(what, nargs="*", help=f"names of {what}; all by default")
     return made
+
+
+def main(doc: str, scales: dict, what: str, names: Iterable[str], one: Callable[..., dict], say: Callable[[str, dict], object]) -> None:
+    """The command line of a study: computes what is not stored, part by part, ships it and prints what there is to ``say`` of it."""
+    args = parser(doc, scales, what).parse_args()
+    for name in getattr(args, what) or names:
+        record = one(name, scales[args.scale], compiled=args.compiled)
+        print(runs.promote(record["name"]), say(name, record))
 
 
 def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
@@ -90,6 +98,7 @@ def provenance(records: dict[str, dict]) -> str:
     first, commits = next(iter(records.values())), sorted({record["commit"] for record in records.values()})
     setting = first["config"]["setting"]
     precisions = ", ".join(sorted({row.get("precision", "fp32") for row in rows}))
-    return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens a "
+    read = f"{setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens" if "tokens" in setting else f"{setting['steps'] * setting['batch']} pictures"
+    return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {read} a "
             f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, "
             f"torch {first['versions']['torch']}")

@@ -172,12 +172,8 @@ def gained(records: dict[str, dict], name: str, task: str, against: str = "alone
 
 
 def main() -> None:
-    parser = common.parser(__doc__, SCALES, "arms")
-    args = parser.parse_args()
-    for name in args.arms or ARMS:
-        record = arm(name, SCALES[args.scale], compiled=args.compiled)
-        losses = {task: round(float(common.final_losses(record, task).mean()), 3) for task in record["result"][0]["losses"]}
-        print(runs.promote(record["name"]), losses)
+    common.main(__doc__, SCALES, "arms", ARMS, arm, lambda name, record: {
+        task: round(float(common.final_losses(record, task).mean()), 3) for task in record["result"][0]["losses"]})
 
 
 if __name__ == "__main__":
