@@ -82,8 +82,7 @@ class Objective:
                          "a number over 0; hidden and smoothing have none (1)"),
             amount=((self.amount is None) == (self.name not in AMOUNTS) and 0 < (self.amount or 0.5) < 1,
                     f"a number between 0 and 1, to {', '.join(AMOUNTS)} alone"),
-            sure=(0 <= self.sure <= 1, "a probability"), share=(0 < self.share <= 1, "a share over 0, at most 1"),
-        )  # fmt: skip
+            sure=(0 <= self.sure <= 1, "a probability"), share=(0 < self.share <= 1, "a share over 0, at most 1"))
 
     @property
     def teacher(self) -> str:
@@ -119,8 +118,7 @@ def with_tail(log_p: Tensor, ids: Tensor, logits: Tensor) -> Tensor:
     return _kl(log_p, torch.cat([top, others], -1))
 
 
-def criterion(
-    objective: Objective, word: Word | None = None, *, weights: Tensor | None = None, projection: nn.Module | None = None
+def criterion(objective: Objective, word: Word | None = None, *, weights: Tensor | None = None, projection: nn.Module | None = None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """The objective as `lvmlab.lvm.cross_entropy` is called: (hidden (M, d), head (codes, d), targets (M,), weights (M,)) to a scalar.
 

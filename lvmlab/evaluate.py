@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lvmlab import tasks
 from lvmlab.checks import check_fields
-from lvmlab.files import write
+from lvmlab.files import write_file
 from lvmlab.images import from_uint8, to_uint8
 from lvmlab.lvm import LVM
 from lvmlab.prompting import complete_tokens
@@ -263,7 +263,7 @@ def evaluate(
                 found.append(_both_right(scorer, correct, lvm, tokenizer, name))
             if part:
                 kept = {"rows": found, "tokens": tokens.tolist(), "scores": own.tolist()}
-                write(part, json.dumps(kept))
+                write_file(part, json.dumps(kept))
             rows += found
             bar.update()
     bar.close()

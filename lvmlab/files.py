@@ -29,7 +29,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write(path: str | Path, content: str | np.ndarray) -> None:
+def write_file(path: str | Path, content: str | np.ndarray) -> None:
     """A text, or an array as .npy, whole or not at all."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
         file.write(content.encode()) if isinstance(content, str) else np.save(file, content)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lvmlab import images, paths
-from lvmlab.files import atomic, write
+from lvmlab.files import atomic, write_file
 from lvmlab.sentences import generator
 from lvmlab.world import VERSION, Sources, default, scenes
 
@@ -43,7 +43,7 @@ class Labelled:
         """The same pictures, drawn once into the cache folder and read from there: what a training of many epochs wants."""
         path = paths.cache() / "pictures" / f"{self.name} {self.size} {VERSION}.npy"
         if not path.is_file():
-            write(path, np.concatenate([self.batch(part) for part in np.array_split(np.arange(len(self)), -(-len(self) // 64))]))
+            write_file(path, np.concatenate([self.batch(part) for part in np.array_split(np.arange(len(self)), -(-len(self) // 64))]))
         pictures = np.load(path, mmap_mode="r")
         return replace(self, picture=lambda i: np.array(pictures[i]))
 

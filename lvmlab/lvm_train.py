@@ -28,8 +28,8 @@ from lvmlab.teacher import Frozen, said
 from lvmlab.train import CHECKPOINT, TrainConfig, load_checkpoint, read_log, train
 
 NATURAL = {"derain": 0.3, "motion": 0.4}  # photographs: many tokens would do nearly as well as the true one, so their loss is mostly noise
-_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings", "attention_bias",
-          "rms_norm_eps")  # fmt: skip
+_OF_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
+             "attention_bias", "rms_norm_eps")  # fmt: skip
 _NOT_SHAPE = ("training", "transformers_version", "tokenizer_fingerprint", "dtype", "architectures")  # of a model's configuration
 SHARES = {"segmentation": 0.30, "selection": 0.22, "pose": 0.28, "derain": 0.06, "motion": 0.14}
 
@@ -151,7 +151,7 @@ def train_lvm(
     tokens_per_image: int = 64, codebook: Tensor | None = None, codes: np.ndarray | None = None, start: str | Path | LVM | None = None,
     lora: int = 0, teacher: LVM | None = None, objective: Objective | None = None, on_log: Callable[[dict, LVM], None] | None = None,
     compiled: bool = False, factored: bool = False, checkpointing: bool = False, budget_s: float | None = None, progress: bool = True,
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """Trains an LVM of a shape, or one that is trained already, on a token store and returns the log; resumes from ``folder``, where
     `load_lvm` then finds the model and `export_lvm` makes one of it that plain `transformers` loads.
 
@@ -173,8 +173,10 @@ def train_lvm(
     model, frozen = LVM.from_shape(shape, seed=config.seed) if start is None else started(start), isinstance(store, Frozen)
     before = (getattr(model.config, "training", None) or {}).get("stages", [])
     origin = {} if shape else {"start": model.fingerprint()}
-    if start is not None and shape is not None:
-        _check_shape(model, shape)
+    wanted = (SHAPES[shape] if isinstance(shape, str) else shape).config() if shape else model.config
+    if differ := [f"{k}={getattr(model.config, k, None)!r} for {getattr(wanted, k, None)!r}" for k in _OF_SHAPE
+                  if getattr(model.config, k, None) != getattr(wanted, k, None)]:
+        raise ValueError(f"start is of another shape than shape={shape!r} ({', '.join(differ)}): leave shape out, the model brings its own")
     codes = np.arange(model.vocab) if codes is None and recipe.recode else codes
     batches = store if frozen else Drawn(store, recipe, steps=config.steps, seed=config.seed + 1000 * len(before),
                                          tokens_per_image=tokens_per_image, codes=codes)  # fmt: skip
@@ -222,15 +224,7 @@ def train_lvm(
     return train(model, batches, loss, config, folder, log, identity=identity, culprit=batches.culprit, budget_s=budget_s, progress=progress)
 
 
-def _check_shape(model: LVM, shape: str | Shape) -> None:
-    there, wanted = model.config, (SHAPES[shape] if isinstance(shape, str) else shape).config()
-    differ = [f"{k}={getattr(there, k, None)!r} for {getattr(wanted, k)!r}" for k in _SHAPE if getattr(there, k, None) != getattr(wanted, k)]
-    if differ:
-        raise ValueError(f"start is of another shape than shape={shape!r} ({', '.join(differ)}): leave shape out, the model brings its own")
-
-
-def _taught(model: LVM, batches, teacher: LVM | None, objective: Objective | None, seed: int,
-            n: int) -> Callable[[dict], tuple[dict, Callable]]:
+def _taught(model: LVM, batches, teacher: LVM | None, objective: Objective | None, seed: int, n: int) -> Callable[[dict], tuple[dict, Callable]]:
     """What makes a batch (and the criterion it is held to) of a batch: with the teacher's word on it. Raises ValueError where that cannot be had."""
     objective = objective or Objective()
     if teacher is None:
@@ -344,20 +338,8 @@ def card(model: LVM) -> str:
     how = "Fine-tuned" + (f" through adapters of rank {training['lora']}" if "lora" in training else "") if tuned else "Trained"
     terms = "Its licence is that of the model it was tuned from." if tuned else (
         "It knows 64 px scenes of mini-world and little else. Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`.")
-    return f"""---
-license: {"other" if tuned else "apache-2.0"}
-library_name: transformers
-tags: [visual-in-context-learning, autoregressive-image-model]
----
-# {name or "A fine-tuned model"}
-
-A LLaMA over the tokens of lvmlab's tokenizer {training["store"]["tokenizer"]}, {model.num_parameters / 1e6:.2f}M parameters,
-context {model.context} tokens. {how} on {_origin(training["store"])}: {tokens / 1e6:.1f}M
-tokens in {hours:.1f} hours on {devices}{staged}; last training loss {made[-1]["loss"]:.3f} nats a weighted token.
-
-    from lvmlab import LVM, Tokenizer
-    lvm, tokenizer = LVM.from_pretrained("{name or "FOLDER"}"), Tokenizer.from_pretrained({"'FOLDER'" if tuned else '"mini"'})
-
-Trained tasks and their shares: {json.dumps(shares)}. What it scores: `python -m lvmlab evaluate`.
-{terms}
-"""
+    return (Path(__file__).parent / "cards" / "lvm.md").read_text().format(
+        licence="other" if tuned else "apache-2.0", title=name or "A fine-tuned model", name=name or "FOLDER", how=how, terms=terms, hours=hours,
+        tokenizer="FOLDER" if tuned else "mini", fingerprint=training["store"]["tokenizer"], millions=model.num_parameters / 1e6,
+        context=model.context, origin=_origin(training["store"]), tokens=tokens / 1e6, devices=devices, staged=staged, loss=made[-1]["loss"],
+        shares=json.dumps(shares))

@@ -93,15 +93,11 @@ def pretrain(data: Labelled, folder: str | Path, *, shape: str | PatchShape, con
     """
     model = PatchLM.from_shape(shape, seed=config.seed)
 
-    def batches(step: int, part: int, parts: int) -> dict[str, Tensor]:
-        pictures, _, rng = _drawn(data, model.shape.size, batch, config.seed, step, part, parts)
+    def prepared(pictures: Tensor, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         return {"pictures": pictures, "prefix": model.prefixes(len(pictures), torch.Generator().manual_seed(int(rng.integers(2**31))))}
 
-    def loss(net: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        return net(batch["pictures"], batch["prefix"]), {"items": len(batch["pictures"])}
-
-    identity = {"shape": asdict(model.shape), "data": [data.name, data.size, len(data)], "batch": batch}
-    return train(model, batches, loss, config, folder, on_log and (lambda record: on_log(record, model)), identity=identity, progress=progress)
+    return _fitted(model, model.shape, data, folder, config, batch, prepared, lambda net, batch: net(batch["pictures"], batch["prefix"]), {},
+                   on_log, progress)
 
 
 def finetune(start: PatchLM, data: Labelled, folder: str | Path, *, config: TrainConfig, tuning: Tuning = Tuning(), batch: int = 64,
@@ -110,8 +106,7 @@ def finetune(start: PatchLM, data: Labelled, folder: str | Path, *, config: Trai
 
     start: is trained in place. Raises ValueError for an odd number of pictures on a device, which mixup cannot pair.
     """
-    identity = {"shape": asdict(start.shape), "data": [data.name, data.size, len(data)], "batch": batch, "classes": data.classes,
-                "tuning": asdict(tuning), "start": fingerprint(start)}  # fmt: skip
+    more = {"classes": data.classes, "tuning": asdict(tuning), "start": fingerprint(start)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Classifier(start, len(data.classes), tuning)
@@ -120,26 +115,31 @@ def finetune(start: PatchLM, data: Labelled, folder: str | Path, *, config: Trai
     if batch // config.accumulation % 2:
         raise ValueError(f"batch={batch!r}: mixup pairs pictures; give an even number for each of {config.accumulation} parts of a step")
 
-    def batches(step: int, part: int, parts: int) -> dict[str, Tensor]:
-        pictures, rows, rng = _drawn(data, start.shape.size, batch, config.seed, step, part, parts)
+    def prepared(pictures: Tensor, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         before = np.random.get_state()  # timm draws from numpy's one generator
         np.random.seed(rng.integers(2**31))
         pictures, labels = mixup(pictures, torch.from_numpy(data.labels[rows]).long())
         np.random.set_state(before)
         return {"pictures": pictures, "labels": labels}
 
-    def loss(net: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        return SoftTargetCrossEntropy()(net(batch["pictures"]).float(), batch["labels"]), {"items": len(batch["pictures"])}
-
-    return train(model, batches, loss, config, folder, on_log and (lambda record: on_log(record, model)), identity=identity, progress=progress)
+    return _fitted(model, start.shape, data, folder, config, batch, prepared,
+                   lambda net, batch: SoftTargetCrossEntropy()(net(batch["pictures"]).float(), batch["labels"]), more, on_log, progress)
 
 
-def _drawn(data: Labelled, size: int, batch: int, seed: int, step: int, part: int, parts: int) -> tuple[Tensor, np.ndarray, np.random.Generator]:
-    """A part of a step's pictures, cropped and mirrored: (B, 3, size, size) in [0, 1]; their rows; what else is to be drawn from."""
-    rng = np.random.default_rng((seed, step * parts + part))
-    rows = rng.integers(len(data), size=max(1, batch // parts))
-    found = torch.stack([_crop(torch.from_numpy(picture).movedim(2, 0), size, rng) for picture in data.batch(rows)])
-    return from_uint8(found.movedim(1, 3).numpy()), rows, rng
+def _fitted(model: nn.Module, shape: PatchShape, data: Labelled, folder: str | Path, config: TrainConfig, batch: int, prepared: Callable,
+            loss: Callable, more: dict, on_log: Callable | None, progress: bool) -> list[dict]:
+    """The loop of both. prepared: of a part of a step's pictures, cropped and mirrored (B, 3, S, S) in [0, 1], their rows, and what else is drawn
+    from, to what the loss takes."""
+
+    def batches(step: int, part: int, parts: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((config.seed, step * parts + part))
+        rows = rng.integers(len(data), size=max(1, batch // parts))
+        found = [_crop(torch.from_numpy(picture).movedim(2, 0), shape.size, rng) for picture in data.batch(rows)]
+        return prepared(from_uint8(torch.stack(found).movedim(1, 3).numpy()), rows, rng)
+
+    identity = {"shape": asdict(shape), "data": [data.name, data.size, len(data)], "batch": batch, **more}
+    return train(model, batches, lambda net, batch: (loss(net, batch), {"items": len(batch["pictures"])}), config, folder,
+                 on_log and (lambda record: on_log(record, model)), identity=identity, progress=progress)
 
 
 def _crop(picture: Tensor, size: int, rng: np.random.Generator) -> Tensor:

@@ -23,7 +23,7 @@ from lvmlab.checkpoints import aim
 from lvmlab.checkpoints.files import compared, read_config, read_state, weights_in
 from lvmlab.checks import check_fields
 from lvmlab.device import default_device
-from lvmlab.files import atomic, write
+from lvmlab.files import atomic, write_file
 
 KIND, CONFIG, WEIGHTS = "lvmlab-patchlm", "config.json", "model.safetensors"
 EPS = 1e-6
@@ -56,8 +56,7 @@ class PatchShape:
         check_fields(
             self, width=(self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"), blocks=(self.blocks >= 1, "at least 1"),
             size=(self.size % self.patch == 0, f"a multiple of patch={self.patch}"), head_blocks=(self.head_blocks >= 0, "0 (linear) or more"),
-            block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"), order=(self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
-        )  # fmt: skip
+            block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"), order=(self.order in ORDERS, f"one of {', '.join(ORDERS)}"))
 
     @property
     def grid(self) -> int:
@@ -65,15 +64,10 @@ class PatchShape:
         return self.size // self.patch
 
 
-SHAPES = {
-    "aim-600m": PatchShape(1536, 24, 12),
-    "aim-1b": PatchShape(2048, 24, 16),
-    "aim-3b": PatchShape(3072, 24, 24),
-    "aim-7b": PatchShape(4096, 32, 32),
-    "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
-    "aim-mini-llama": PatchShape(192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"),
-    "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama"),
-}
+SHAPES = {"aim-600m": PatchShape(1536, 24, 12), "aim-1b": PatchShape(2048, 24, 16), "aim-3b": PatchShape(3072, 24, 24),
+          "aim-7b": PatchShape(4096, 32, 32), "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
+          "aim-mini-llama": PatchShape(192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"),
+          "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama")}
 
 
 class PatchLM(nn.Module):
@@ -133,7 +127,7 @@ class PatchLM(nn.Module):
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
         with atomic(Path(folder) / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
-        write(Path(folder) / CONFIG, json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
+        write_file(Path(folder) / CONFIG, json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
 
     def embedded(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to patches with their places, (B, N, width), in raster order. Raises ValueError."""

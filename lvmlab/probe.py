@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from lvmlab import paths
 from lvmlab.device import default_device, precision
 from lvmlab.evaluate import drawn
-from lvmlab.files import write
+from lvmlab.files import write_file
 from lvmlab.images import from_uint8
 from lvmlab.labelled import Labelled
 from lvmlab.lvm import LVM
@@ -154,8 +154,8 @@ def extract(trunk: Trunk, data: Labelled, *, places: Sequence[int] | str = (), b
                 if places == "all" or block in places:
                     parts[f"places-{block}"].append(features.half().cpu())
         for name, part in parts.items():
-            write(folder / f"{name}.npy", torch.cat(part).numpy())
-        write(folder / "done.json", json.dumps({"blocks": len(found), "trunk": trunk.name, "data": data.name}))
+            write_file(folder / f"{name}.npy", torch.cat(part).numpy())
+        write_file(folder / "done.json", json.dumps({"blocks": len(found), "trunk": trunk.name, "data": data.name}))
     blocks = range(json.loads((folder / "done.json").read_text())["blocks"])
     means = [np.load(folder / f"mean-{b}.npy", mmap_mode="r") for b in blocks]
     return Extracted(means, {b: np.load(folder / f"places-{b}.npy", mmap_mode="r") for b in (blocks if places == "all" else places)}, data, folder)
@@ -282,9 +282,3 @@ def _fitted(head: nn.Module, features: tuple[np.ndarray, ...], labels: np.ndarra
 def _answers(head: nn.Module, x: Tensor, batch: int = 1024) -> np.ndarray:
     head.eval()
     return torch.cat([head(part).argmax(-1) for part in x.split(batch)]).cpu().numpy()
-
-
-def best_block(train: Extracted, val: Extracted) -> int:
-    """The block whose linear probe does best on val."""
-    scores = [score(linear(train, val, val, b), val.data)["score"] for b in range(len(train.means))]
-    return int(np.argmax(scores))

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from lvmlab import evaluate, runs
-from lvmlab.files import write
+from lvmlab.files import write_file
 from lvmlab.lvm import LVM, Shape
 from lvmlab.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def kept(path: Path, compute: Callable[[], dict]) -> dict:
     """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was stopped goes on so."""
     if not path.exists():
         row = compute()
-        write(path, json.dumps(row))
+        write_file(path, json.dumps(row))
     return json.loads(path.read_text())
 
 

@@ -47,22 +47,13 @@ class Arm:
     probes: tuple[str, ...] = PROBES
 
 
-ARMS = {
-    "mini-teacher": Arm(tokens="mini-teacher"),
-    "mini-student": Arm(tokens="mini-student"),
-    "mini-student-kd": Arm(tokens="mini-student-kd"),
-    "aim-mini": Arm(AIM),
-    "aim-mini, LLaMA's blocks": Arm(PATCHES["aim-mini-llama"]),
-    "aim-mini, a tenth of the pictures": Arm(AIM, few=True),
-    "small": Arm(SMALL),
-    "small, a tenth of the pictures": Arm(SMALL, few=True),
-    "aim-mini, no head": Arm(replace(AIM, head_blocks=0)),
-    "aim-mini, plain causal": Arm(replace(AIM, prefix=False)),
-    "aim-mini, untrained": Arm(AIM, trained=False),
-    "mini-teacher, untrained": Arm(tokens="mini-teacher", trained=False),
-    "pixels": Arm(probes=("linear",)),  # all at once
-    "pixels by patches": Arm(probes=("attentive",)),
-}
+ARMS = {"mini-teacher": Arm(tokens="mini-teacher"), "mini-student": Arm(tokens="mini-student"), "mini-student-kd": Arm(tokens="mini-student-kd"),
+        "aim-mini": Arm(AIM), "aim-mini, LLaMA's blocks": Arm(PATCHES["aim-mini-llama"]), "aim-mini, a tenth of the pictures": Arm(AIM, few=True),
+        "small": Arm(SMALL), "small, a tenth of the pictures": Arm(SMALL, few=True), "aim-mini, no head": Arm(replace(AIM, head_blocks=0)),
+        "aim-mini, plain causal": Arm(replace(AIM, prefix=False)), "aim-mini, untrained": Arm(AIM, trained=False),
+        "mini-teacher, untrained": Arm(tokens="mini-teacher", trained=False),
+        "pixels": Arm(probes=("linear",)),  # all at once
+        "pixels by patches": Arm(probes=("attentive",))}
 GRID = tuple(name for name in ARMS if name.startswith(("small", "aim-mini, a tenth")) or name == "aim-mini")  # 2 sizes x 2 data sizes
 
 
