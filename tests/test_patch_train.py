@@ -9,7 +9,7 @@ from test_probe import squares
 
 from lvmlab import labelled, paths
 from lvmlab.cost import cost, parameters
-from lvmlab.patch_train import Classifier, Tuning, answers, finetune, load_classifier, load_patchlm, pretrain
+from lvmlab.patch_train import Classifier, Tuning, answers, finetune, load_classifier, load_patchlm, pretrain, run
 from lvmlab.patchlm import SHAPES, PatchLM, PatchShape
 from lvmlab.train import TrainConfig, load_checkpoint
 
@@ -102,3 +102,19 @@ def test_the_cost_of_patches_counts_the_head():
     assert found.flops == pytest.approx(2.3e20, rel=0.01) and found.hours == pytest.approx(64, rel=0.01)
     with pytest.raises(ValueError, match="not timed here"):
         cost("llama-80m-patch", 1e9)
+
+
+def test_one_command_pre_trains_and_tunes_on_any_folder(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for klass in ("cat", "dog"):
+        (tmp_path / "data" / "train" / klass).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(tmp_path / "data" / "train" / klass / f"{i}.png")
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
+    run(tmp_path / "pre", str(tmp_path / "data"), shape="tiny", steps=2, batch=4)
+    run(tmp_path / "tuned", str(tmp_path / "data"), start=tmp_path / "pre", steps=2, batch=4)
+    for folder, more in (("pre", {"data"}), ("tuned", {"data", "classes", "tuning"})):
+        found = load_checkpoint(tmp_path / folder)
+        assert found["step"] == 2 and more <= found["identity"]["more"].keys()
+    assert load_classifier(tmp_path / "tuned").head.weight.shape == (2, 16)
