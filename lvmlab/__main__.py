@@ -31,9 +31,7 @@ def _models(names: tuple[str, ...]) -> dict:
     return {Path(name).name: LVM.from_pretrained(name, dtype=dtype) for name in names}
 
 
-def demo(
-    image: Path | None = None, out: Path = Path("runs/demo"), models: tuple[str, ...] = (), prompts: int = 16, shown: int | None = None
-) -> None:
+def demo(image: Path | None = None, out: Path = Path("runs/demo"), models: tuple[str, ...] = (), prompts: int = 16, shown: int | None = None) -> None:
     """Prompts the shipped models on held-out pictures; prints a table, writes OUT/scores.json and OUT/answers.png.
 
     Args:
@@ -51,7 +49,7 @@ def demo(
 def prompt(
     examples: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE LABEL ...")]], query: Path,
     out: Path = Path("runs/prompt.png"), model: str = "mini-teacher", answers: int = 4, greedy: bool = False, temperature: float = 1.0, seed: int = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Answers a query picture after example pairs of your own pictures: IMAGE LABEL IMAGE LABEL ...
 
     Args:
@@ -82,9 +80,7 @@ def prompt(
     print(f"wrote {out}" + (f": the mean of {len(drawn)} answers, then each" if len(drawn) > 1 else ""))
 
 
-def evaluate(
-    models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), prompts: int = 200, split: Literal["test", "val"] = "test"
-) -> None:
+def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), prompts: int = 200, split: Literal["test", "val"] = "test") -> None:
     """Scores models on mini-world's fixed prompts in every setting and condition; goes on where it was stopped.
 
     Args:
@@ -98,7 +94,7 @@ def evaluate(
     from lvmlab import runs, tasks
     from lvmlab.evaluate import ANSWERS, Job, plan
     from lvmlab.evaluate import evaluate as score
-    from lvmlab.files import atomic
+    from lvmlab.files import atomic, write_file
     from lvmlab.plots.gallery import gallery
     from lvmlab.plots.scores import table
     from lvmlab.plots.targets import markdown, scores_markdown, settings_markdown
@@ -107,8 +103,7 @@ def evaluate(
     started, chosen, tokenizer = time.perf_counter(), _models(models), Tokenizer.from_pretrained("mini")
     jobs = plan(prompts, split)
     rows = score(chosen, tokenizer, jobs, out)
-    with atomic(out / "scores.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    write_file(out / "scores.json", json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     print(f"wrote {out / 'scores.json'}")
     for name, lvm in chosen.items():
@@ -122,9 +117,8 @@ def evaluate(
         print(f"wrote {out / f'worst-{name}.png'} and the run {kept['name']}")
 
 
-def train_tokenizer(
-    folder: Folder, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3, start: Path | None = None
-) -> None:
+def train_tokenizer(folder: Folder, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3,
+                    start: Path | None = None) -> None:
     """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.vqgan_train.export_tokenizer.
 
     Args:
@@ -144,17 +138,15 @@ def train_tokenizer(
     fit(pools["train"], folder, preset=preset, config=TrainConfig(steps=steps, lr=lr, weight_decay=0.05), val_pool=pools["val"], start=start)
 
 
-def train(
-    folder: Folder, shape: str = "mini-student", *, store: Path | None = None, tokenizer: str = "mini", schedule: Literal["lab", "delvm"] = "lab",
-    steps: int = 6000, tokens: int = 4096, pairs: int | None = None, lr: float | None = None, groups: int = 1200, start: Path | None = None,
-    teacher: str | None = None, objective: str = "forward", temperature: float = 1.0, factored: bool = False, checkpointing: bool = False,
-    compiled: bool = False, precision: str = "auto", accumulation: int = 1, tracker: str = "tensorboard",
-) -> None:  # fmt: skip
+def train(folder: Folder, shape: str | None = None, *, store: Path | None = None, tokenizer: str = "mini", schedule: Literal["lab", "delvm"] = "lab",
+          steps: int = 6000, tokens: int = 4096, pairs: int | None = None, lr: float | None = None, groups: int = 1200, start: str | None = None,
+          lora: int = 0, teacher: str | None = None, objective: str = "forward", temperature: float = 1.0, factored: bool = False,
+          checkpointing: bool = False, compiled: bool = False, precision: str = "auto", accumulation: int = 1, tracker: str = "tensorboard") -> None:
     """Trains an LVM, alone or from a teacher; resumes from FOLDER; under `accelerate launch` on many devices. Export it with lvm_train.export_lvm.
 
     Args:
         folder: checkpoints, log and, without --store, mini-world's token store go here.
-        shape: the LLaMA's shape.
+        shape: the LLaMA's shape: that of --start, else mini-student.
         store: a token store made by `lvmlab tokenize`; its tasks are drawn by the square root of their rows.
         tokenizer: of the store: a shipped name, a folder or a hub id.
         schedule: Muon with a short warm-up, or DeLVM's AdamW.
@@ -163,7 +155,9 @@ def train(
         pairs: in a sentence; as many as the shape's context holds by default.
         lr: the highest learning rate; the schedule's own by default.
         groups: of mini-world's pairs, 16 each, tokenised for each task.
-        start: the folder of an earlier training of this shape, or of a pretrained model, to go on from.
+        start: what to go on from: the folder of an earlier training, or a pretrained model (a shipped name, a folder, a hub id), DeLVM's and LVM's
+            among them.
+        lora: rank of the adapters to train in the place of all weights; 0 for none. Extra: lora.
         teacher: a trained model to learn from: a shipped name, a folder or a hub id.
         objective: what to learn from it, see lvmlab.distill.
         temperature: of the objective.
@@ -180,27 +174,29 @@ def train(
     from lvmlab.device import default_device
     from lvmlab.distill import Objective
     from lvmlab.lvm import LVM, SHAPES
-    from lvmlab.lvm_train import Recipe, train_lvm
+    from lvmlab.lvm_train import Recipe, started, train_lvm
     from lvmlab.mixture import Mixture
     from lvmlab.store import build
     from lvmlab.tokenizer import Tokenizer
     from lvmlab.train import TrainConfig
     from lvmlab.worlds import World
 
-    if shape not in SHAPES:
+    shape = shape or (None if start else "mini-student")
+    if shape is not None and shape not in SHAPES:
         raise ValueError(f"{shape!r} is no shape: choose from {', '.join(SHAPES)}")
+    origin = started(start) if start else None
     state = PartialState(cpu=default_device().type == "cpu")
     speaker, master = Tokenizer.from_pretrained(tokenizer), LVM.from_pretrained(teacher) if teacher else None
     kept = {"precision": precision, "accumulation": accumulation, "tracker": tracker}
-    own = {"lr": lr or 3e-3, "min_lr": (lr or 3e-3) / 30, "optimizer": "muon"}
+    own = {"lr": lr or 3e-3, "min_lr": (lr or 3e-3) / 30, "optimizer": "adamw" if lora else "muon"}
     config = TrainConfig(steps=steps, **own, **kept) if schedule == "lab" else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
-    most = SHAPES[shape].context // (2 * speaker.tokens)
+    most = (origin.context if start else SHAPES[shape].context) // (2 * speaker.tokens)
     recipe = Recipe(tokens=tokens, phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
                     mixture=Mixture("resampled", temperature=2.0) if store else Recipe.mixture)
     if store is None:
         build(folder / "store", speaker, [World(task, groups) for task in tasks.TRAINED], rank=state.process_index, ranks=state.num_processes)
         state.wait_for_everyone()
-    train_lvm(store or folder / "store", folder, shape=shape, config=config, recipe=recipe, tokens_per_image=speaker.tokens, start=start,
+    train_lvm(store or folder / "store", folder, shape=shape, config=config, recipe=recipe, tokens_per_image=speaker.tokens, start=origin, lora=lora,
               codebook=None if start else speaker.net.quantize.table().cpu(), teacher=master, objective=Objective(objective, temperature=temperature)
               if master or objective == "smoothing" else None, factored=factored, checkpointing=checkpointing, compiled=compiled)
 
@@ -210,7 +206,7 @@ def tokenize(
     reader: Literal["pairs", "coco-pose", "sa1b", "rain13k", "gopro", "clips", "images", "pascal5i", "datasets"] = "pairs", *,
     task: str | None = None, annotations: Path | None = None, split: str | None = None, fold: int = 0, tokenizer: str = "mini", copies: int = 0,
     tolerate: float = 0.01, parquet: Path | None = None, image: str = "image", label: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Tokenises a data set into the store FOLDER; goes on where it was stopped; under `accelerate launch` each process does its own parts.
 
     Args:
@@ -238,13 +234,11 @@ def tokenize(
     if reader == "coco-pose" and annotations is None:
         raise ValueError("coco-pose needs --annotations person_keypoints_....json")
     named = {"split": split} if split else {}
-    found = {
-        "pairs": lambda: ds.paired_folder(root, **named), "coco-pose": lambda: ds.coco_pose(root, annotations, **named),
-        "sa1b": lambda: ds.sa1b(root, **named), "rain13k": lambda: ds.rain13k(root, **named), "gopro": lambda: ds.gopro(root, **named),
-        "clips": lambda: ds.clips(root, **named), "images": lambda: ds.image_folder(root, **named),
-        "pascal5i": lambda: ds.pascal5i(root, fold, **named),
-        "datasets": lambda: ds.huggingface(ds.loaded(root, split or "train"), image, label, **named),
-    }[reader]()  # fmt: skip
+    found = {"pairs": lambda: ds.paired_folder(root, **named), "coco-pose": lambda: ds.coco_pose(root, annotations, **named),
+             "sa1b": lambda: ds.sa1b(root, **named), "rain13k": lambda: ds.rain13k(root, **named), "gopro": lambda: ds.gopro(root, **named),
+             "clips": lambda: ds.clips(root, **named), "images": lambda: ds.image_folder(root, **named),
+             "pascal5i": lambda: ds.pascal5i(root, fold, **named),
+             "datasets": lambda: ds.huggingface(ds.loaded(root, split or "train"), image, label, **named)}[reader]()
     found.task = task or found.task
     state, speaker = PartialState(cpu=default_device().type == "cpu"), Tokenizer.from_pretrained(tokenizer)
     build(folder, speaker, [found], copies=copies, tolerate=tolerate, rank=state.process_index, ranks=state.num_processes,
@@ -257,10 +251,8 @@ def tokenize(
             print(f"wrote {len(export_parquet(folder, parquet))} files to {parquet}")
 
 
-def cost(
-    shape: tyro.conf.Positional[str] = "300m", tokens: float = 1e9, device: str = "here", devices: int = 1, teacher: str | None = None,
-    step: int = 4096, utilisation: float = 0.4,
-) -> None:  # fmt: skip
+def cost(shape: tyro.conf.Positional[str] = "300m", tokens: float = 1e9, device: str = "here", devices: int = 1, teacher: str | None = None,
+         step: int = 4096, utilisation: float = 0.4) -> None:
     """Estimates a training's parameters, FLOPs, memory and hours.
 
     Args:
@@ -277,9 +269,8 @@ def cost(
     print(estimate(shape, tokens, device, devices=devices, teacher=teacher, step=step, utilisation=utilisation))
 
 
-def runs(
-    action: tyro.conf.Positional[Literal["list", "show", "recompute", "promote", "prune"]] = "list", name: tyro.conf.Positional[str] = ""
-) -> None:
+def runs(action: tyro.conf.Positional[Literal["list", "show", "recompute", "promote", "prune"]] = "list",
+         name: tyro.conf.Positional[str] = "") -> None:
     """Lists, shows, computes again, promotes to the shipped ones, or prunes stored runs.
 
     Args:
@@ -323,7 +314,7 @@ def main() -> None:
     commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, tokenize, train_tokenizer, train, cost, runs, bench)}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="lvmlab", description="A workbench for autoregressive large vision models.")
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
         _fail(error)
 
 

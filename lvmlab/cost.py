@@ -2,7 +2,8 @@
 
 FLOPs are those of the matrix products, 2 a multiplication and addition: 6 a parameter and token of a training (Kaplan et al., arXiv 2001.08361),
 embedding look-ups left out, and attention over half the sentence's length on average (it is causal). Hours follow from a device's peak and the
-share of it that is used; for this machine both are measured, on one layer and two, in seconds.
+share of it that is used; for this machine both are measured, on one layer and two, in seconds. A patch model's tokens are its patches; the head of
+its pre-training counts.
 """
 
 import time
@@ -10,9 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lvmlab import patchlm
 from lvmlab.attention import by_blocks
 from lvmlab.device import default_device, precision
 from lvmlab.lvm import LVM, SHAPES, Shape
+from lvmlab.patchlm import PatchLM, PatchShape
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L4": 121e12, "RTX 4090": 165e12}  # FLOPS of dense bf16, their makers' sheets
 UTILISATION = 0.4  # of the peak, what well-run trainings of such models report (MFU; arXiv 2204.02311, table 3)
@@ -32,14 +35,19 @@ class Cost:
         return f"{self.parameters / 1e6:.1f}M parameters, {self.flops:.3g} FLOPs, {self.memory / 2**30:.1f} GiB a step, {time}"
 
 
-def parameters(shape: Shape) -> int:
+def parameters(shape: Shape | PatchShape) -> int:
     """Of embedding, layers, last norm and head."""
+    if isinstance(shape, PatchShape):
+        with torch.device("meta"):
+            return sum(p.numel() for p in PatchLM(shape).parameters())
     layer = 4 * shape.width**2 + 3 * shape.width * shape.inner + 2 * shape.width + 4 * shape.width * shape.bias
     return 2 * shape.vocab * shape.width + shape.layers * layer + shape.width
 
 
-def forward_flops(shape: Shape, length: int) -> float:
+def forward_flops(shape: Shape | PatchShape, length: int) -> float:
     """Of one token of a sentence of ``length`` tokens, forward alone."""
+    if isinstance(shape, PatchShape):
+        return 2 * parameters(shape) + shape.blocks * 4 * shape.width * length / 2
     matrices = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.inner) + shape.width * shape.vocab
     return 2 * matrices + shape.layers * 4 * shape.width * length / 2
 
@@ -51,24 +59,28 @@ def memory(shape: Shape, tokens: int, *, bf16: bool = True, checkpointing: bool 
     """
     size = 2 if bf16 else 4
     # inputs of the norms and their outputs, q, k, v, the attention's output, gate, up, their product: what autograd keeps of a layer
-    layer = tokens * (size * (7 * shape.width + 4 * shape.inner) + 4 * 4 * shape.width)
-    kept = shape.layers * tokens * 4 * shape.width + layer if checkpointing else shape.layers * layer
+    inner, layers = (shape.inner or 4 * shape.width, shape.blocks) if isinstance(shape, PatchShape) else (shape.inner, shape.layers)
+    layer = tokens * (size * (7 * shape.width + 4 * inner) + 4 * 4 * shape.width)
+    kept = layers * tokens * 4 * shape.width + layer if checkpointing else layers * layer
     return 16.0 * parameters(shape) + (2.0 * parameters(shape) if bf16 else 0.0) + kept
 
 
-def cost(shape: str | Shape, tokens: float, device: str = "here", *, length: int | None = None, step: int = 4096, devices: int = 1,
+def cost(shape: str | Shape | PatchShape, tokens: float, device: str = "here", *, length: int | None = None, step: int = 4096, devices: int = 1,
          teacher: str | Shape | None = None, utilisation: float = UTILISATION) -> Cost:
     """Of a training on ``tokens`` tokens, in sentences of ``length`` (None: the shape's context), ``step`` tokens a step and device.
 
     device: a name in PEAKS, or "here", which is measured. teacher: a model that reads every token too. Raises ValueError for unknown names.
     """
-    shape, teacher = (SHAPES[s] if isinstance(s, str) and s in SHAPES else s for s in (shape, teacher))
+    known = SHAPES | patchlm.SHAPES
+    shape, teacher = (known[s] if isinstance(s, str) and s in known else s for s in (shape, teacher))
     for given in (shape, teacher):
         if isinstance(given, str):
-            raise ValueError(f"{given!r} is no shape; choose from {', '.join(SHAPES)}")
+            raise ValueError(f"{given!r} is no shape; choose from {', '.join(known)}")
+    if device == "here" and isinstance(shape, PatchShape):
+        raise ValueError(f"a patch model is not timed here: give device, one of {', '.join(PEAKS)}")
     if device != "here" and device not in PEAKS:
         raise ValueError(f"device={device!r} is not known: choose from here, {', '.join(PEAKS)}")
-    length = length or shape.context
+    length = length or (shape.grid**2 if isinstance(shape, PatchShape) else shape.context)
     each = 3 * forward_flops(shape, length) + (forward_flops(teacher, length) if teacher else 0)
     if device == "here":
         seconds = seconds_here(shape, length, step) + (seconds_here(teacher, length, step) / 3 if teacher else 0)

@@ -6,7 +6,7 @@ one complex multiplication (rows of q and k are laid so that its pairs are neigh
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from lvmlab.lvm import LVM
@@ -18,7 +18,8 @@ def decoder(lvm: LVM) -> "Plain":
     """What decodes for a model: kept with it, and made anew where its weights have changed."""
     state = tuple((p.data_ptr(), p._version) for p in lvm.parameters())
     if getattr(lvm, "_decoder", (None,))[0] != state:
-        kind = Lean if lvm.config.model_type == "llama" and lvm.num_parameters <= FUSED else Plain
+        plain = type(lvm.llama.model.layers[0].self_attn.q_proj) is nn.Linear  # adapters are no part of its weight
+        kind = Lean if plain and lvm.config.model_type == "llama" and lvm.num_parameters <= FUSED else Plain
         object.__setattr__(lvm, "_decoder", (state, kind(lvm)))  # no part of the module
     return lvm._decoder[1]
 

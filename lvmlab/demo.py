@@ -8,7 +8,7 @@ import numpy as np
 from lvmlab import images, tasks
 from lvmlab.evaluate import Job, Scorer, draw
 from lvmlab.evaluate import prompts as prompts_of
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write_file
 from lvmlab.lvm import LVM
 from lvmlab.plots.prompts import sheet
 from lvmlab.plots.scores import table
@@ -37,8 +37,7 @@ def run_demo(models: dict[str, LVM], out: str | Path, *, prompts: int = 16, imag
             for place, picture in zip(drawn, pictures, strict=True):
                 place[model.removeprefix("mini-")] = picture
         blocks.append((f"{name}: {scorer.task.metric}", scorer.sentences[:shown], drawn[:shown]))
-    with atomic(out / "scores.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+    write_file(out / "scores.json", json.dumps(rows, indent=1) + "\n")
     with atomic(out / "answers.png") as temporary:
         sheet(blocks).save(temporary, format="png")
     return table(rows, f"first {prompts} test prompts of each trained task") + f"\nwrote {out / 'scores.json'} and {out / 'answers.png'}"

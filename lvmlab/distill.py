@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lvmlab.checks import check_fields
+
 AMOUNTS = {"js": 0.5, "skew": 0.1, "smoothing": 0.1}
 OBJECTIVES = ("forward", "reverse", "js", "skew", "hidden", "own", "smoothing")
 CHUNK = 2**23  # logits held at a time: 32 MiB in fp32
@@ -74,20 +76,13 @@ class Objective:
     def __post_init__(self):
         if self.amount is None and self.name in AMOUNTS:
             object.__setattr__(self, "amount", AMOUNTS[self.name])
-        checks = {
-            "name": (self.name in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
-            "ce": (self.ce >= 0, "0 or more"),
-            "kd": (self.kd >= 0, "0 or more"),
-            "temperature": (self.temperature > 0 and (self.temperature == 1 or self.name not in ("hidden", "smoothing")),
-                            "a number over 0; hidden and smoothing have none (1)"),
-            "amount": ((self.amount is None) == (self.name not in AMOUNTS) and 0 < (self.amount or 0.5) < 1,
-                       f"a number between 0 and 1, to {', '.join(AMOUNTS)} alone"),
-            "sure": (0 <= self.sure <= 1, "a probability"),
-            "share": (0 < self.share <= 1, "a share over 0, at most 1"),
-        }  # fmt: skip
-        for field, (good, accepted) in checks.items():
-            if not good:
-                raise ValueError(f"Objective.{field}={getattr(self, field)!r}: give {accepted}")
+        check_fields(
+            self, name=(self.name in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"), ce=(self.ce >= 0, "0 or more"), kd=(self.kd >= 0, "0 or more"),
+            temperature=(self.temperature > 0 and (self.temperature == 1 or self.name not in ("hidden", "smoothing")),
+                         "a number over 0; hidden and smoothing have none (1)"),
+            amount=((self.amount is None) == (self.name not in AMOUNTS) and 0 < (self.amount or 0.5) < 1,
+                    f"a number between 0 and 1, to {', '.join(AMOUNTS)} alone"),
+            sure=(0 <= self.sure <= 1, "a probability"), share=(0 < self.share <= 1, "a share over 0, at most 1"))
 
     @property
     def teacher(self) -> str:
@@ -123,8 +118,7 @@ def with_tail(log_p: Tensor, ids: Tensor, logits: Tensor) -> Tensor:
     return _kl(log_p, torch.cat([top, others], -1))
 
 
-def criterion(
-    objective: Objective, word: Word | None = None, *, weights: Tensor | None = None, projection: nn.Module | None = None
+def criterion(objective: Objective, word: Word | None = None, *, weights: Tensor | None = None, projection: nn.Module | None = None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """The objective as `lvmlab.lvm.cross_entropy` is called: (hidden (M, d), head (codes, d), targets (M,), weights (M,)) to a scalar.
 

@@ -17,7 +17,8 @@ import torch
 from tqdm.auto import tqdm
 
 from lvmlab import tasks
-from lvmlab.files import atomic
+from lvmlab.checks import check_fields
+from lvmlab.files import write_file
 from lvmlab.images import from_uint8, to_uint8
 from lvmlab.lvm import LVM
 from lvmlab.prompting import complete_tokens
@@ -48,13 +49,11 @@ class Job:
 
     def __post_init__(self):
         tasks.get(self.task)
-        for field, accepted in (("setting", SETTINGS), ("condition", CONDITIONS)):
-            if getattr(self, field) not in accepted:
-                raise ValueError(f"Job.{field}={getattr(self, field)!r}: choose from {', '.join(accepted)}")
-        if not 1 <= self.examples < PAIRS:
-            raise ValueError(f"Job.examples={self.examples!r}: give 1 to {PAIRS - 1}")
-        if self.answers < 1:
-            raise ValueError(f"Job.answers={self.answers!r}: give 1 (greedy) or more (the mean of so many)")
+        check_fields(
+            self, setting=(self.setting in SETTINGS, f"one of {', '.join(SETTINGS)}"),
+            condition=(self.condition in CONDITIONS, f"one of {', '.join(CONDITIONS)}"), examples=(1 <= self.examples < PAIRS, f"1 to {PAIRS - 1}"),
+            answers=(self.answers >= 1, "1 (greedy) or more (the mean of so many)"),
+        )  # fmt: skip
 
 
 def plan(prompts: int = 200, split: str = "test") -> list[Job]:
@@ -264,8 +263,7 @@ def evaluate(
                 found.append(_both_right(scorer, correct, lvm, tokenizer, name))
             if part:
                 kept = {"rows": found, "tokens": tokens.tolist(), "scores": own.tolist()}
-                with atomic(part) as temporary:
-                    temporary.write_text(json.dumps(kept))
+                write_file(part, json.dumps(kept))
             rows += found
             bar.update()
     bar.close()

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -25,3 +27,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: str | np.ndarray) -> None:
+    """A text, or an array as .npy, whole or not at all."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        file.write(content.encode()) if isinstance(content, str) else np.save(file, content)

@@ -1,17 +1,19 @@
 """Labelled pictures for probes: mini-world's objects, Fashion-MNIST, any ImageFolder and so ImageNet."""
 
+import gzip
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from lvmlab import images
+from lvmlab import images, paths
+from lvmlab.files import atomic, write_file
 from lvmlab.sentences import generator
-from lvmlab.world import Sources, default, scenes
+from lvmlab.world import VERSION, Sources, default, scenes
 
-DEBIAN = Path("/usr/share/dataset-fashion-mnist")  # where Debian's package puts it
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 READERS = 2
 
 
@@ -37,11 +39,33 @@ class Labelled:
         with ThreadPoolExecutor(READERS) as pool:
             return np.stack(list(pool.map(self.picture, map(int, rows))))
 
-    def first(self, count: int) -> "Labelled":
-        """The first pictures of every class, ``count`` of each at most."""
-        kept = np.sort(np.concatenate([np.flatnonzero(self.labels == c)[:count] for c in np.unique(self.labels)]))
-        return Labelled(f"{self.name}, {count} a class", self.size, lambda i: self.picture(int(kept[i])), self.labels[kept], self.classes,
-                        self.sources[kept])  # fmt: skip
+    def kept(self) -> "Labelled":
+        """The same pictures, drawn once into the cache folder and read from there: what a training of many epochs wants."""
+        path = paths.cache() / "pictures" / f"{self.name} {self.size} {VERSION}.npy"
+        if not path.is_file():
+            write_file(path, np.concatenate([self.batch(part) for part in np.array_split(np.arange(len(self)), -(-len(self) // 64))]))
+        pictures = np.load(path, mmap_mode="r")
+        return replace(self, picture=lambda i: np.array(pictures[i]))
+
+    def first(self, count: int, after: int = 0) -> "Labelled":
+        """The first pictures of every class, ``count`` of each at most, ``after`` so many others."""
+        kept = np.sort(np.concatenate([np.flatnonzero(self.labels == c)[after : after + count] for c in np.unique(self.labels)]))
+        name = f"{self.name}, {count} a class" + f" after {after}" * bool(after)
+        return replace(self, name=name, picture=lambda i: self.picture(int(kept[i])), labels=self.labels[kept], sources=self.sources[kept])
+
+
+def find(name: str | Path, split: str, size: int = 64) -> Labelled:
+    """Pictures by name: "objects" (mini-world's), "fashion" (Fashion-MNIST), or a folder's SPLIT/CLASS/*, as ImageNet's."""
+    made = {"objects": objects, "fashion": fashion_mnist}
+    return made[name](split, size) if name in made else image_folder(name, split, size)
+
+
+def splits(name: str | Path, count: int, size: int = 64) -> list[Labelled]:
+    """What a probe is fitted on, chosen by and scored on, ``count`` pictures of a class at most. Of a folder that is train, train and val."""
+    if name in ("objects", "fashion"):
+        return [find(name, split, size).first(count) for split in ("train", "val", "test")]
+    train = find(name, "train", size)
+    return [train.first(count), train.first(count, after=count), find(name, "val", size).first(count)]
 
 
 def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None = None) -> Labelled:
@@ -64,32 +88,29 @@ def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None 
 
 
 def fashion_mnist(split: str, size: int = 64, root: Path = DEBIAN) -> Labelled:
-    """Fashion-MNIST, grey as three channels; every picture is a source of its own. Raises FileNotFoundError with the remedy."""
+    """Fashion-MNIST, grey as three channels; every picture is a source of its own. Raises FileNotFoundError with the remedy.
+
+    split: "test", or of its 60,000 training pictures the last 10,000 as "val" and the others as "train".
+    """
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    part = "train" if split == "train" else "t10k"
+    part, rows = {"train": ("train", slice(50_000)), "val": ("train", slice(50_000, None))}.get(split, ("t10k", slice(None)))
     files = [_unpacked(Path(root), f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    pixels, labels = read_image_file(str(files[0])).numpy(), read_label_file(str(files[1])).numpy()
+    pixels, labels = read_image_file(str(files[0])).numpy()[rows], read_label_file(str(files[1])).numpy()[rows]
     names = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
     return Labelled(f"Fashion-MNIST {split}", size, lambda i: images.to_uint8(images.load(pixels[i], size)), labels, names, np.arange(len(labels)))
 
 
 def _unpacked(root: Path, name: str) -> Path:
     """torchvision reads plain idx files; Debian's are gzipped."""
-    import gzip
-    import shutil
-
-    from lvmlab import paths
-    from lvmlab.files import atomic
-
     plain, packed, kept = root / name, root / f"{name}.gz", paths.cache() / "fashion-mnist" / name
     if plain.is_file():
         return plain
     if not packed.is_file():
         raise FileNotFoundError(f"{packed} is missing: install Debian's package dataset-fashion-mnist, or give the folder of the four idx files")
     if not kept.is_file():
-        with atomic(kept) as temporary, gzip.open(packed, "rb") as source, open(temporary, "wb") as target:
-            shutil.copyfileobj(source, target)
+        with atomic(kept) as temporary:
+            temporary.write_bytes(gzip.decompress(packed.read_bytes()))
     return kept
 
 

@@ -21,9 +21,10 @@ from transformers.utils import logging
 from lvmlab import paths
 from lvmlab.checkpoints import llamas
 from lvmlab.checkpoints.files import refusal
+from lvmlab.checks import check_fields
 from lvmlab.device import default_device
-from lvmlab.files import atomic
-from lvmlab.tokenizer import CheckpointError, Tokenizer, fetched, fingerprint, is_hub_id
+from lvmlab.files import write_file
+from lvmlab.tokenizer import CheckpointError, Tokenizer, check_tokens, fetched, fingerprint, is_hub_id
 
 CONFIG, LOG, CARD = "config.json", "log.json", "README.md"
 UNUSED = (8292, 8192)  # LVM's vocabulary, and how many of it are codes
@@ -42,11 +43,9 @@ class Shape:
     bias: bool = False
 
     def __post_init__(self):
-        for field in ("width", "layers", "heads", "inner", "context", "vocab"):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                raise ValueError(f"Shape.{field}={getattr(self, field)!r}: give a positive integer")
-        if self.width % (2 * self.heads):
-            raise ValueError(f"Shape.heads={self.heads!r}: give a divisor of width={self.width} that leaves an even width a head")
+        sizes = {k: getattr(self, k) for k in ("width", "layers", "heads", "inner", "context", "vocab")}
+        check_fields(self, **{k: (isinstance(v, int) and v >= 1, "a positive integer") for k, v in sizes.items()})
+        check_fields(self, heads=(self.width % (2 * self.heads) == 0, f"a divisor of width={self.width} that leaves an even width a head"))
 
     def config(self, **extra) -> LlamaConfig:
         return LlamaConfig(
@@ -139,8 +138,7 @@ class LVM(nn.Module):
                 os.replace(path, folder / path.name)
             for name, text in ((LOG, None if log is None else json.dumps(log)), (CARD, card)):
                 if text is not None:
-                    with atomic(folder / name) as written:
-                        written.write_text(text)
+                    write_file(folder / name, text)
             os.replace(files[-1], folder / CONFIG)
 
     def save_delvm(self, folder: str | Path) -> None:
@@ -250,17 +248,12 @@ class LVM(nn.Module):
 
     def check_tokens(self, tokens: Tensor, least: int = 1) -> None:
         """Raises ValueError unless tokens are integers (B, T) in the vocabulary with `least` <= T <= context."""
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-            raise ValueError(f"tokens are {getattr(tokens, 'dtype', type(tokens).__name__)}: give an integer tensor (B, T)")
-        if tokens.ndim != 2 or not tokens.numel() or tokens.shape[1] < least:
+        check_tokens(tokens, "T", self.vocab, "model has ids")
+        if not tokens.numel() or tokens.shape[1] < least:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}: give (B, T) with B of at least 1 and T of at least {least}")
         if tokens.shape[1] > self.context:
             raise ValueError(f"sentences of {tokens.shape[1]} tokens are longer than the model's context of {self.context}: "
                              "give fewer pictures or a model of a longer context")
-        low, high = (v.item() for v in tokens.aminmax())
-        if low < 0 or high >= self.vocab:
-            raise ValueError(f"token id {low if low < 0 else high} is out of range: this model has ids 0 to {self.vocab - 1}; "
-                             "were the tokens made by another tokenizer?")
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) to what the head reads, (B, T, width). Raises ValueError for a bad shape, length or id."""

@@ -13,19 +13,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lvmlab.attention import by_blocks
+from lvmlab.checks import check_fields
 from lvmlab.device import default_device
 from lvmlab.distill import Objective, check, criterion
 from lvmlab.embedding import factor, fold
-from lvmlab.lvm import LVM, Shape, cross_entropy
+from lvmlab.lora import adapt, merge
+from lvmlab.lvm import LVM, SHAPES, Shape, cross_entropy
 from lvmlab.mixture import Mixture
 from lvmlab.prompting import complete_tokens
 from lvmlab.store import Store
 from lvmlab.teacher import Frozen, said
-from lvmlab.train import TrainConfig, load_checkpoint, read_log, train
+from lvmlab.train import CHECKPOINT, TrainConfig, load_checkpoint, read_log, train
 
 NATURAL = {"derain": 0.3, "motion": 0.4}  # photographs: many tokens would do nearly as well as the true one, so their loss is mostly noise
+_OF_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings",
+             "attention_bias", "rms_norm_eps")  # fmt: skip
+_NOT_SHAPE = ("training", "transformers_version", "tokenizer_fingerprint", "dtype", "architectures")  # of a model's configuration
 SHARES = {"segmentation": 0.30, "selection": 0.22, "pose": 0.28, "derain": 0.06, "motion": 0.14}
 
 
@@ -52,13 +58,10 @@ class Recipe:
     def __post_init__(self):
         object.__setattr__(self, "phases", tuple(tuple(p) for p in self.phases))
         ends = [end for end, _ in self.phases]
-        if not ends or ends != sorted(ends) or ends[-1] != 1.0 or any(pairs < 1 for _, pairs in self.phases):
-            raise ValueError(f"Recipe.phases={self.phases!r}: give (end, pairs), ends rising to 1.0 and at least one pair")
-        for share in ("noise", "mixed"):
-            if not 0 <= getattr(self, share) <= 1:
-                raise ValueError(f"Recipe.{share}={getattr(self, share)!r}: give a share from 0 to 1")
-        if not 0 <= self.image_weight:
-            raise ValueError(f"Recipe.image_weight={self.image_weight!r}: give 0 or more")
+        good = bool(ends) and ends == sorted(ends) and ends[-1] == 1.0 and all(pairs >= 1 for _, pairs in self.phases)
+        check_fields(self, phases=(good, "(end, pairs), ends rising to 1.0 and at least one pair"))
+        check_fields(self, **{share: (0 <= getattr(self, share) <= 1, "a share from 0 to 1") for share in ("noise", "mixed")},
+                     image_weight=(self.image_weight >= 0, "0 or more"))
 
     def pairs(self, step: int, steps: int) -> int:
         return next(pairs for end, pairs in self.phases if step < end * steps or end == 1.0)
@@ -145,17 +148,20 @@ class Drawn:
 
 
 def train_lvm(
-    store: str | Path | Frozen, folder: str | Path, *, shape: str | Shape, config: TrainConfig, recipe: Recipe | None = None,
-    tokens_per_image: int = 64, codebook: Tensor | None = None, codes: np.ndarray | None = None, start: str | Path | None = None,
-    teacher: LVM | None = None, objective: Objective | None = None, on_log: Callable[[dict, LVM], None] | None = None,
+    store: str | Path | Frozen, folder: str | Path, *, shape: str | Shape | None = None, config: TrainConfig, recipe: Recipe | None = None,
+    tokens_per_image: int = 64, codebook: Tensor | None = None, codes: np.ndarray | None = None, start: str | Path | LVM | None = None,
+    lora: int = 0, teacher: LVM | None = None, objective: Objective | None = None, on_log: Callable[[dict, LVM], None] | None = None,
     compiled: bool = False, factored: bool = False, checkpointing: bool = False, budget_s: float | None = None, progress: bool = True,
-) -> list[dict]:  # fmt: skip
-    """Trains an LVM of a shape on a token store and returns the log; resumes from ``folder``, where `load_lvm` then finds the model.
+) -> list[dict]:
+    """Trains an LVM of a shape, or one that is trained already, on a token store and returns the log; resumes from ``folder``, where
+    `load_lvm` then finds the model and `export_lvm` makes one of it that plain `transformers` loads.
 
     store: a store's folder, or sentences that are drawn already (`lvmlab.teacher.Frozen`; the recipe then gives their pairs alone).
     codes: that `recode` may write; None: all. codebook: (K, D), the tokenizer's: embedding and head start from it (`LVM.start_from_codebook`).
-    start: the folder of an earlier training, or of a pretrained model, of the same shape to go on from, with a fresh optimiser and
-        sentences that no stage before has seen in this order.
+    start: what to go on from, with a fresh optimiser and sentences that no stage before has seen in this order: the folder of an earlier
+        training, all that `LVM.from_pretrained` takes (DeLVM's models and LVM's among it), or a loaded model, which is trained in place. Its
+        shape is its own; a ``shape`` given as well must be the same.
+    lora: the rank of the adapters that are trained in the place of all weights (`lvmlab.lora`); 0: none. They are merged when it is loaded.
     objective: what to learn from a teacher, which is ``teacher`` or the cache of frozen sentences (`lvmlab.distill`); DeLVM's by default.
     on_log: called with each record, to which it may add, and the model as it is then.
     compiled: each layer under torch.compile: 1.3 times as fast on a CPU with bf16 units, but it wants a C++ compiler and half a minute.
@@ -163,8 +169,15 @@ def train_lvm(
         backward pass, for a third more time and a fraction of the memory.
     """
     recipe = recipe or Recipe()
-    before = stages(start) if start else []
-    model, frozen = LVM.from_shape(shape, seed=config.seed), isinstance(store, Frozen)
+    if shape is None and start is None:
+        raise ValueError("give the shape of a new model, or start, a trained one to go on from")
+    model, frozen = LVM.from_shape(shape, seed=config.seed) if start is None else started(start), isinstance(store, Frozen)
+    before = (getattr(model.config, "training", None) or {}).get("stages", [])
+    origin = {} if shape else {"start": model.fingerprint()}
+    wanted = (SHAPES[shape] if isinstance(shape, str) else shape).config() if shape else model.config
+    if differ := [f"{k}={getattr(model.config, k, None)!r} for {getattr(wanted, k, None)!r}" for k in _OF_SHAPE
+                  if getattr(model.config, k, None) != getattr(wanted, k, None)]:
+        raise ValueError(f"start is of another shape than shape={shape!r} ({', '.join(differ)}): leave shape out, the model brings its own")
     codes = np.arange(model.vocab) if codes is None and recipe.recode else codes
     batches = store if frozen else Drawn(store, recipe, steps=config.steps, seed=config.seed + 1000 * len(before),
                                          tokens_per_image=tokens_per_image, codes=codes)  # fmt: skip
@@ -172,19 +185,18 @@ def train_lvm(
     if longest * 2 * tokens_per_image > model.context:
         raise ValueError(f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, the model reads {model.context}: at most "
                          f"{model.context // (2 * tokens_per_image)} pairs in Recipe.phases")
-    if factored and (codebook is None or start):
+    if factored and (codebook is None or start is not None):
         raise ValueError("a factored embedding starts from a codebook, at the first stage: give codebook, and no start")
-    if codebook is not None:
+    if codebook is not None and start is None:
         model.start_from_codebook(codebook, seed=config.seed)
     if factored:
         factor(model, codebook, seed=config.seed)
     if checkpointing:
         model.llama.gradient_checkpointing_enable({"use_reentrant": False})
-    if recipe.grid_start:
+    if recipe.grid_start and start is None:
         model.start_from_grid(tokens_per_image)
-    if start:
-        pretrained = (Path(start) / "config.json").is_file()
-        model.load_state_dict(LVM.from_pretrained(start, device="cpu").state_dict() if pretrained else load_checkpoint(start)["model"])
+    if lora:
+        adapt(model, lora, seed=config.seed)
     said_by = _taught(model, batches, teacher, objective, config.seed, tokens_per_image) if teacher or objective or frozen and store.cache else None
     if not checkpointing:  # who wants little memory gets the kernel that takes little
         by_blocks(model.llama)
@@ -205,16 +217,17 @@ def train_lvm(
         if on_log:
             on_log(record, model)
 
-    identity = {"shape": shape if isinstance(shape, str) else asdict(shape), **batches.identity, "codebook": codebook is not None}
-    identity |= {"stages": before} if start else {}
+    named = asdict(shape) if isinstance(shape, Shape) else shape or {k: v for k, v in model.config.to_diff_dict().items() if k not in _NOT_SHAPE}
+    identity = {"shape": named, **batches.identity, "codebook": codebook is not None, **origin}
+    identity |= {"stages": before} if start is not None else {}
+    identity |= {"lora": lora} if lora else {}
     identity |= {"factored": True} if factored else {}
     if said_by:
         identity |= {"objective": asdict(objective or Objective()), "teacher": teacher.fingerprint() if teacher else identity.get("teacher")}
     return train(model, batches, loss, config, folder, log, identity=identity, culprit=batches.culprit, budget_s=budget_s, progress=progress)
 
 
-def _taught(model: LVM, batches, teacher: LVM | None, objective: Objective | None, seed: int,
-            n: int) -> Callable[[dict], tuple[dict, Callable]]:
+def _taught(model: LVM, batches, teacher: LVM | None, objective: Objective | None, seed: int, n: int) -> Callable[[dict], tuple[dict, Callable]]:
     """What makes a batch (and the criterion it is held to) of a batch: with the teacher's word on it. Raises ValueError where that cannot be had."""
     objective = objective or Objective()
     if teacher is None:
@@ -256,10 +269,7 @@ def _own_answers(model: LVM, batch: dict, share: float, seed: int, n: int) -> tu
 
 
 def stages(folder: str | Path) -> list[dict]:
-    """What made a model, in order: {steps, tokens, hours, device, loss} of each stage. folder: of a training or a pretrained model."""
-    if (Path(folder) / "config.json").is_file():
-        config = json.loads((Path(folder) / "config.json").read_text())
-        return (config.get("training") or {}).get("stages", [])
+    """What made a model, in order: {steps, tokens, hours, device, loss} of each stage. folder: of a training."""
     checkpoint, log = load_checkpoint(folder), read_log(folder)
     more, last = checkpoint["identity"]["more"], log[-1]
     device = next((record["device"] for record in log if "device" in record), "unknown")
@@ -268,12 +278,26 @@ def stages(folder: str | Path) -> list[dict]:
     return [*more.get("stages", []), own]
 
 
+def started(start: str | Path | LVM) -> LVM:
+    """What a training goes on from, on the CPU: all that `LVM.from_pretrained` takes, or the folder of a training."""
+    if isinstance(start, LVM):
+        return start
+    if not (Path(start) / CHECKPOINT).is_file():
+        return LVM.from_pretrained(start, device="cpu")
+    model = load_lvm(start)
+    model.config.training = {"stages": stages(start)}
+    return model
+
+
 def load_lvm(folder: str | Path) -> LVM:
-    """The model of a training folder's latest checkpoint, on the CPU. Raises TrainingError where there is none."""
+    """The model of a training folder's latest checkpoint, on the CPU, adapters merged. Raises TrainingError where there is none."""
     checkpoint = load_checkpoint(folder)
     shape = checkpoint["identity"]["more"]["shape"]
-    model = LVM.from_shape(shape if isinstance(shape, str) else Shape(**shape))
-    state = fold(checkpoint["model"])
+    if "model_type" in shape:  # a pretrained model's own
+        model = LVM(AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)))
+    else:
+        model = LVM.from_shape(shape if isinstance(shape, str) else Shape(**shape))
+    state = merge(fold(checkpoint["model"]))
     model.load_state_dict({k: v for k, v in state.items() if not k.startswith("projection.")})  # that served the training alone
     return model.eval()
 
@@ -313,20 +337,12 @@ def card(model: LVM) -> str:
     devices = ", ".join(dict.fromkeys(stage["device"] for stage in made))
     tokens, hours = (sum(stage[k] for stage in made) for k in ("tokens", "hours"))
     staged = f", in {len(made)} stages (log.json is the last one's)" if len(made) > 1 else ""
-    return f"""---
-license: apache-2.0
-library_name: transformers
-tags: [visual-in-context-learning, autoregressive-image-model]
----
-# {name}
-
-A LLaMA over the tokens of lvmlab's `mini` tokenizer ({training["store"]["tokenizer"]}), {model.num_parameters / 1e6:.2f}M parameters,
-context {model.context} tokens: 16 pictures of 64 px. Trained on {_origin(training["store"])}: {tokens / 1e6:.1f}M
-tokens in {hours:.1f} hours on {devices}{staged}; last training loss {made[-1]["loss"]:.3f} nats a weighted token.
-
-    from lvmlab import LVM, Tokenizer
-    lvm, tokenizer = LVM.from_pretrained("{name}"), Tokenizer.from_pretrained("mini")
-
-Trained tasks and their shares: {json.dumps(shares)}. What it scores: `python -m lvmlab evaluate`.
-It knows 64 px scenes of mini-world and little else. Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`.
-"""
+    tuned = "start" in training
+    how = "Fine-tuned" + (f" through adapters of rank {training['lora']}" if "lora" in training else "") if tuned else "Trained"
+    terms = "Its licence is that of the model it was tuned from." if tuned else (
+        "It knows 64 px scenes of mini-world and little else. Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`.")
+    return (Path(__file__).parent / "cards" / "lvm.md").read_text().format(
+        licence="other" if tuned else "apache-2.0", title=name or "A fine-tuned model", name=name or "FOLDER", how=how, terms=terms, hours=hours,
+        tokenizer="FOLDER" if tuned else "mini", fingerprint=training["store"]["tokenizer"], millions=model.num_parameters / 1e6,
+        context=model.context, origin=_origin(training["store"]), tokens=tokens / 1e6, devices=devices, staged=staged, loss=made[-1]["loss"],
+        shares=json.dumps(shares))

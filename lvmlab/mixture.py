@@ -6,14 +6,12 @@ sequence of tasks, and one with replay, ask what order does. Counts are of the s
 
 from dataclasses import dataclass
 
-SCHEMES = {
-    "natural": "each task as often as it has rows, without augmented copies",
-    "resampled": "by `weights`, or by rows ** (1 / temperature); without copies",
-    "augmented": "each task as often as it has rows, with its augmented copies",
-    "mixture": "resampled, with the copies",
-    "sequential": "one task after another, in `order`",
-    "replay": "sequential, with a share of `replay` drawn evenly from the tasks before",
-}
+from lvmlab.checks import check_fields
+
+SCHEMES = {"natural": "each task as often as it has rows, without augmented copies",
+           "resampled": "by `weights`, or by rows ** (1 / temperature); without copies",
+           "augmented": "each task as often as it has rows, with its augmented copies", "mixture": "resampled, with the copies",
+           "sequential": "one task after another, in `order`", "replay": "sequential, with a share of `replay` drawn evenly from the tasks before"}
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,14 @@ class Mixture:
     def __post_init__(self):
         object.__setattr__(self, "order", tuple(self.order))
         ordered, resampled = self.scheme in ("sequential", "replay"), self.scheme in ("resampled", "mixture")
-        checks = {
-            "scheme": (self.scheme in SCHEMES, f"one of {', '.join(SCHEMES)}"),
-            "weights": (self.weights is None or resampled and sum(self.weights.values()) > 0 <= min(self.weights.values()),
-                        "weights of 0 or more, one above, to resampled or mixture alone"),
-            "temperature": (self.temperature == 1 or resampled and self.temperature > 0 and self.weights is None,
-                            "a number over 0, to resampled or mixture alone, instead of weights"),
-            "copies": (self.copies is None or self.augmented and self.copies >= 1, "at least 1, or None for all, to augmented or mixture alone"),
-            "order": (bool(self.order) == ordered and len(set(self.order)) == len(self.order), "each task once, to sequential or replay alone"),
-            "replay": (0 < self.replay < 1 if self.scheme == "replay" else self.replay == 0, "a share between 0 and 1, to replay alone"),
-        }  # fmt: skip
-        for field, (good, accepted) in checks.items():
-            if not good:
-                raise ValueError(f"Mixture.{field}={getattr(self, field)!r}: give {accepted}")
+        check_fields(self, scheme=(self.scheme in SCHEMES, f"one of {', '.join(SCHEMES)}"),
+            weights=(self.weights is None or resampled and sum(self.weights.values()) > 0 <= min(self.weights.values()),
+                     "weights of 0 or more, one above, to resampled or mixture alone"),
+            temperature=(self.temperature == 1 or resampled and self.temperature > 0 and self.weights is None,
+                         "a number over 0, to resampled or mixture alone, instead of weights"),
+            copies=(self.copies is None or self.augmented and self.copies >= 1, "at least 1, or None for all, to augmented or mixture alone"),
+            order=(bool(self.order) == ordered and len(set(self.order)) == len(self.order), "each task once, to sequential or replay alone"),
+            replay=(0 < self.replay < 1 if self.scheme == "replay" else self.replay == 0, "a share between 0 and 1, to replay alone"))
 
     @property
     def augmented(self) -> bool:

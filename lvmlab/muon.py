@@ -31,8 +31,7 @@ class Muon(torch.optim.Optimizer):
     dtype: of the iterations; bf16 where the machine is fast at it.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.1, momentum: float = 0.95,
-                 dtype: torch.dtype = torch.float32):
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.1, momentum: float = 0.95, dtype: torch.dtype = torch.float32):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
         if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):

@@ -18,10 +18,12 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+from lvmlab import paths
 from lvmlab.checkpoints import aim
 from lvmlab.checkpoints.files import compared, read_config, read_state, weights_in
+from lvmlab.checks import check_fields
 from lvmlab.device import default_device
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write_file
 
 KIND, CONFIG, WEIGHTS = "lvmlab-patchlm", "config.json", "model.safetensors"
 EPS = 1e-6
@@ -51,17 +53,10 @@ class PatchShape:
     prefix: bool = True
 
     def __post_init__(self):
-        checks = {
-            "width": (self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"),
-            "blocks": (self.blocks >= 1, "at least 1"),
-            "size": (self.size % self.patch == 0, f"a multiple of patch={self.patch}"),
-            "head_blocks": (self.head_blocks >= 0, "0 (a linear layer) or more"),
-            "block": (self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"),
-            "order": (self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
-        }
-        for field, (good, accepted) in checks.items():
-            if not good:
-                raise ValueError(f"PatchShape.{field}={getattr(self, field)!r}: give {accepted}")
+        check_fields(
+            self, width=(self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"), blocks=(self.blocks >= 1, "at least 1"),
+            size=(self.size % self.patch == 0, f"a multiple of patch={self.patch}"), head_blocks=(self.head_blocks >= 0, "0 (linear) or more"),
+            block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"), order=(self.order in ORDERS, f"one of {', '.join(ORDERS)}"))
 
     @property
     def grid(self) -> int:
@@ -69,15 +64,10 @@ class PatchShape:
         return self.size // self.patch
 
 
-SHAPES = {
-    "aim-600m": PatchShape(1536, 24, 12),
-    "aim-1b": PatchShape(2048, 24, 16),
-    "aim-3b": PatchShape(3072, 24, 24),
-    "aim-7b": PatchShape(4096, 32, 32),
-    "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
-    "aim-mini-llama": PatchShape(192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"),
-    "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama"),
-}
+SHAPES = {"aim-600m": PatchShape(1536, 24, 12), "aim-1b": PatchShape(2048, 24, 16), "aim-3b": PatchShape(3072, 24, 24),
+          "aim-7b": PatchShape(4096, 32, 32), "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
+          "aim-mini-llama": PatchShape(192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"),
+          "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama")}
 
 
 class PatchLM(nn.Module):
@@ -113,12 +103,12 @@ class PatchLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: torch.device | str | None = None) -> "PatchLM":
-        """Trained weights, in evaluation mode: a folder that `save_pretrained` wrote, or AIM's release (a folder or its backbone's file).
+        """Trained weights, in evaluation mode: a shipped name, a folder of `save_pretrained`, or AIM's release (a folder or its backbone's file).
 
         The release holds no head of pre-training: it then starts afresh. ``probe`` has the release's own attentive probe where its file is
         there. Raises CheckpointError with all missing, unexpected and misshapen keys; executes no code from the checkpoint.
         """
-        path = Path(path)
+        path = next((p for p in (Path(path), paths.assets() / "models" / str(path)) if p.exists()), Path(path))
         own = path / CONFIG
         config = read_config(own) if own.is_file() else {}
         if config.get("model_type") == KIND:
@@ -137,8 +127,7 @@ class PatchLM(nn.Module):
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
         with atomic(Path(folder) / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
-        with atomic(Path(folder) / CONFIG) as temporary:
-            temporary.write_text(json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
+        write_file(Path(folder) / CONFIG, json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
 
     def embedded(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S) in [0, 1] to patches with their places, (B, N, width), in raster order. Raises ValueError."""
@@ -237,7 +226,8 @@ class LlamaTrunk(nn.Module):
         super().__init__()
         self.llama = LlamaModel(LlamaConfig(
             hidden_size=shape.width, num_hidden_layers=shape.blocks, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
-            intermediate_size=shape.inner or 4 * shape.width, vocab_size=1, pad_token_id=None, attn_implementation="sdpa"))  # fmt: skip
+            intermediate_size=shape.inner or 4 * shape.width, vocab_size=1, bos_token_id=None, eos_token_id=None,
+            pad_token_id=None, attn_implementation="sdpa"))  # fmt: skip
         del self.llama.embed_tokens
 
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:

@@ -8,13 +8,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lvmlab import tasks
-from lvmlab.files import atomic
+from lvmlab.files import write_file
 from lvmlab.sentences import sentence
 
-SHARES = {
-    "segmentation": 0.24, "selection": 0.10, "pose": 0.28, "derain": 0.16, "motion": 0.08,
-    "deblur": 0.02, "colourise": 0.03, "inpaint": 0.02, "edges": 0.07,
-}  # fmt: skip
+SHARES = {"segmentation": 0.24, "selection": 0.10, "pose": 0.28, "derain": 0.16, "motion": 0.08,
+          "deblur": 0.02, "colourise": 0.03, "inpaint": 0.02, "edges": 0.07}
 SEED, PAIRS = 77, 4
 
 
@@ -38,6 +36,5 @@ def render_pool(path: str | Path, split: str, count: int, workers: int = 2, prog
         found = pool.map(_render, [jobs[i] for i in order], chunksize=16)
         pictures, kinds = zip(*tqdm(found, total=len(jobs), desc=f"render {split} pictures", disable=not progress), strict=True)
     for target, values in ((kinds_path, np.concatenate(kinds).astype(np.uint8)), (path, np.concatenate(pictures))):
-        with atomic(target) as temporary, open(temporary, "wb") as file:
-            np.save(file, values)
+        write_file(target, values)
     return path

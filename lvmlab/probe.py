@@ -6,8 +6,10 @@ Scores are balanced accuracies, their intervals 95 % bootstraps over sources. Ra
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +25,7 @@ from tqdm.auto import tqdm
 from lvmlab import paths
 from lvmlab.device import default_device, precision
 from lvmlab.evaluate import drawn
-from lvmlab.files import atomic
+from lvmlab.files import write_file
 from lvmlab.images import from_uint8
 from lvmlab.labelled import Labelled
 from lvmlab.lvm import LVM
@@ -106,24 +108,26 @@ class Timm:
 
 @dataclass
 class Pixels:
-    """No model: the pixels themselves, the floor."""
+    """No model: the pixels themselves, the floor. patch: None for all at once, or by patches of so many pixels a side, as places."""
 
+    patch: int | None = None
     name: str = "pixels"
 
     def fingerprint(self) -> str:
-        return "pixels"
+        return f"pixels {self.patch}"
 
     def blocks(self, pictures: Tensor) -> list[Tensor]:
-        return [pictures.flatten(1)[:, None]]
+        return [F.unfold(pictures, self.patch, stride=self.patch).mT if self.patch else pictures.flatten(1)[:, None]]
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """Features of P pictures: ``means`` (blocks, P, width), over places; ``places`` {block: (P, N, width)} of those asked for."""
+    """Features of P pictures: ``means`` (blocks, P, width), over places; ``places`` {block: (P, N, width)} of those asked for; their folder."""
 
     means: list[np.ndarray]
     places: dict[int, np.ndarray]
     data: Labelled
+    folder: Path
 
     def mean(self, blocks: int | Sequence[int]) -> np.ndarray:
         """(P, width) fp32 of a block, or of the average of several."""
@@ -131,46 +135,50 @@ class Extracted:
 
 
 @torch.inference_mode()
-def extract(trunk: Trunk, data: Labelled, *, places: Sequence[int] = (), batch: int = 64, progress: bool = True) -> Extracted:
+def extract(trunk: Trunk, data: Labelled, *, places: Sequence[int] | str = (), batch: int = 64, progress: bool = True) -> Extracted:
     """Features of every picture in the fastest precision, kept in the cache folder by fingerprint: a second call reads them.
 
-    places: blocks whose features are kept at every place, for the attentive probe; the average of several is asked for as several.
+    places: blocks whose features are kept at every place, for the attentive probe ("all": every one); the average of several is asked for as several.
     """
-    key = json.dumps([trunk.fingerprint(), data.name, data.size, len(data), int(np.abs(data.labels).sum()), sorted(places), precision()])
-    folder = paths.cache() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    of = [data.name, data.size, len(data), int(np.abs(data.labels).sum()), *sorted(map(str, places))]
+    folder = paths.cache() / "features" / hashlib.sha256(json.dumps([trunk.fingerprint(), *of, precision()]).encode()).hexdigest()[:16]
     if not (folder / "done.json").is_file():
-        means: list[list[Tensor]] = []
-        kept: dict[int, list[Tensor]] = {b: [] for b in places}
+        parts: dict[str, list[Tensor]] = defaultdict(list)
         device = default_device()
         for first in tqdm(range(0, len(data), batch), desc=f"features of {trunk.name}", disable=not progress):
             pictures = from_uint8(data.batch(range(first, min(first + batch, len(data)))))
             with torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16"):
                 found = trunk.blocks(pictures)
-            means = means or [[] for _ in found]
             for block, features in enumerate(found):
-                means[block].append(features.float().mean(1).half().cpu())
-                if block in kept:
-                    kept[block].append(features.half().cpu())
-        for name, parts in [*((f"mean-{i}", m) for i, m in enumerate(means)), *((f"places-{b}", p) for b, p in kept.items())]:
-            with atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-                np.save(file, torch.cat(parts).numpy())
-        with atomic(folder / "done.json") as temporary:
-            temporary.write_text(json.dumps({"blocks": len(means), "trunk": trunk.name, "data": data.name}))
-    blocks = json.loads((folder / "done.json").read_text())["blocks"]
-    return Extracted([np.load(folder / f"mean-{i}.npy", mmap_mode="r") for i in range(blocks)],
-                     {b: np.load(folder / f"places-{b}.npy", mmap_mode="r") for b in places}, data)  # fmt: skip
+                parts[f"mean-{block}"].append(features.float().mean(1).half().cpu())
+                if places == "all" or block in places:
+                    parts[f"places-{block}"].append(features.half().cpu())
+        for name, part in parts.items():
+            write_file(folder / f"{name}.npy", torch.cat(part).numpy())
+        write_file(folder / "done.json", json.dumps({"blocks": len(found), "trunk": trunk.name, "data": data.name}))
+    blocks = range(json.loads((folder / "done.json").read_text())["blocks"])
+    means = [np.load(folder / f"mean-{b}.npy", mmap_mode="r") for b in blocks]
+    return Extracted(means, {b: np.load(folder / f"places-{b}.npy", mmap_mode="r") for b in (blocks if places == "all" else places)}, data, folder)
+
+
+def resampled(predicted: np.ndarray, data: Labelled, seed: int = 0) -> np.ndarray:
+    """Balanced accuracy, the mean of the classes' recalls: as it is, then with sources (and, of several, trainings) drawn again: (1 + resamples,).
+
+    predicted: (P,), or (trainings, P). Two models asked the same pictures are drawn alike: differences are paired.
+    """
+    right = (np.atleast_2d(predicted) == data.labels).astype(float)
+    weights, times, recalls = drawn(data.sources, seed), drawn(np.arange(len(right)), seed + 1), []
+    for label in np.unique(data.labels):
+        of = weights[:, data.labels == label]
+        found = (of @ right[:, data.labels == label].T * times).sum(1)
+        recalls.append(found / np.where(of.sum(1) > 0, of.sum(1) * len(right), np.nan))
+    return np.nanmean(recalls, 0)
 
 
 def score(predicted: np.ndarray, data: Labelled, seed: int = 0) -> dict[str, float]:
-    """{score, low, high}: balanced accuracy (the mean of the classes' recalls) and its 95 % interval, bootstrapped over sources."""
-    right = (predicted == data.labels).astype(float)
-    weights, recalls = drawn(data.sources, seed), []  # (1 + resamples, P)
-    for label in np.unique(data.labels):
-        of = data.labels == label
-        recalls.append((weights[:, of] * right[of]).sum(1) / np.where(weights[:, of].sum(1) > 0, weights[:, of].sum(1), np.nan))
-    found = np.nanmean(recalls, 0)
-    low, high = np.percentile(found[1:], (2.5, 97.5))
-    return {"score": float(found[0]), "low": float(low), "high": float(high)}
+    """{score, low, high}: of `resampled`, with its 95 % interval."""
+    found = resampled(predicted, data, seed)
+    return {"score": float(found[0]), **dict(zip(("low", "high"), map(float, np.percentile(found[1:], (2.5, 97.5))), strict=True))}
 
 
 def confusion(predicted: np.ndarray, data: Labelled) -> np.ndarray:
@@ -211,19 +219,24 @@ class Attentive(nn.Module):
         self.linear = nn.Linear(width, classes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) to logits (B, classes)."""
-        q, k, v = self._parts(x)
-        return self.linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+        """(B, N, width) to logits (B, classes).
+
+        The query is one, so q (W_k x) is (q W_k) x, and the mean of W_v x is W_v of the mean: no key or value of a place is ever made.
+        """
+        x = self._normed(x)
+        seen = torch.einsum("bhn,bnw->bhw", self._looks(x), x)
+        return self.linear(torch.einsum("bhw,hdw->bhd", seen, self.v.weight.unflatten(0, (self.heads, -1))).flatten(1))
 
     def attention(self, x: Tensor) -> Tensor:
         """Where the query looks: (B, heads, N), sums of 1."""
-        q, k, _ = self._parts(x)
-        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0]
+        return self._looks(self._normed(x))
 
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.bn(x.mT).mT
-        parts = (self.cls_token.expand(len(x), -1, -1), self.k(x), self.v(x))
-        return tuple(part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, heads, N, width / heads)
+    def _normed(self, x: Tensor) -> Tensor:
+        return self.bn(x.flatten(0, 1)).view_as(x)
+
+    def _looks(self, x: Tensor) -> Tensor:
+        query = self.cls_token.view(self.heads, 1, -1) @ self.k.weight.unflatten(0, (self.heads, -1))  # (heads, 1, width)
+        return (torch.einsum("bnw,hw->bhn", x, query[:, 0]) / (x.shape[2] // self.heads) ** 0.5).softmax(-1)
 
 
 def attentive(train: Extracted, val: Extracted, test: Extracted, blocks: int | Sequence[int], *, heads: int = 4, epochs: int = 20,
@@ -269,9 +282,3 @@ def _fitted(head: nn.Module, features: tuple[np.ndarray, ...], labels: np.ndarra
 def _answers(head: nn.Module, x: Tensor, batch: int = 1024) -> np.ndarray:
     head.eval()
     return torch.cat([head(part).argmax(-1) for part in x.split(batch)]).cpu().numpy()
-
-
-def best_block(train: Extracted, val: Extracted) -> int:
-    """The block whose linear probe does best on val."""
-    scores = [score(linear(train, val, val, b), val.data)["score"] for b in range(len(train.means))]
-    return int(np.argmax(scores))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lvmlab import paths
-from lvmlab.files import atomic
+from lvmlab.files import write_file
 from lvmlab.world import VERSION
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
@@ -50,12 +50,9 @@ def run(study: str, config: dict, compute: Callable[[dict], object], *, again: b
 def keep(study: str, config: dict, result: object, seconds: float) -> dict:
     """Stores a result computed elsewhere as the run of this study and configuration, in the cache; returns its record."""
     name = key(study, config)
-    text = json.dumps({
-        "name": name, "study": study, "config": config, "world": VERSION, "seconds": round(seconds, 1),
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES}, "commit": commit(), "result": result,
-    })  # fmt: skip
-    with atomic(folders()["cache"] / f"{name}.json") as temporary:
-        temporary.write_text(text + "\n")
+    text = json.dumps({"name": name, "study": study, "config": config, "world": VERSION, "seconds": round(seconds, 1),
+                      "versions": {p: importlib.metadata.version(p) for p in PACKAGES}, "commit": commit(), "result": result})
+    write_file(folders()["cache"] / f"{name}.json", text + "\n")
     return json.loads(text)  # what a later call will read: tuples are lists by then
 
 
@@ -105,8 +102,7 @@ def promote(name: str) -> Path:
     full = load(name)["name"]
     cached, path = (folders()[where] / f"{full}.json" for where in ("cache", "shipped"))
     if cached.is_file():  # one computed again replaces the shipped one
-        with atomic(path) as temporary:
-            temporary.write_text(cached.read_text())
+        write_file(path, cached.read_text())
     return path
 
 

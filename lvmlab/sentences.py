@@ -41,10 +41,8 @@ def generator(seed: int, split: str, task: str, index: int, held_out: bool = Fal
     return np.random.default_rng([seed, SPLITS.index(split), zlib.crc32(task.encode()), index, int(held_out)])
 
 
-def sentence(
-    task: str, split: str, index: int, *, seed: int = 0, pairs: int = PAIRS, size: int = SIZE,
-    held_out: bool = False, sources: Sources | None = None,
-) -> Sentence:  # fmt: skip
+def sentence(task: str, split: str, index: int, *, seed: int = 0, pairs: int = PAIRS, size: int = SIZE,
+             held_out: bool = False, sources: Sources | None = None) -> Sentence:
     """Sentence ``index`` of a task and split. ``held_out`` draws the encoding from those never seen in training."""
     worker, rng = tasks.get(task), generator(seed, split, task, index, held_out)
     encoding = worker.encoding(rng, held_out)

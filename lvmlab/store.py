@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write_file
 from lvmlab.images import from_uint8
 from lvmlab.sentences import Row
 from lvmlab.tokenizer import Tokenizer
@@ -44,10 +44,8 @@ class Readable(Protocol):
     def rows(self, size: int, *, copies: int, tolerate: float, part: range) -> Iterable[tuple[int, Row]]: ...
 
 
-def build(
-    folder: str | Path, tokenizer: Tokenizer, readers: Iterable[Readable], *, copies: int | dict[str, int] = 0, tolerate: float = 0.01,
-    rank: int = 0, ranks: int = 1, progress: bool = True,
-) -> None:  # fmt: skip
+def build(folder: str | Path, tokenizer: Tokenizer, readers: Iterable[Readable], *, copies: int | dict[str, int] = 0, tolerate: float = 0.01,
+          rank: int = 0, ranks: int = 1, progress: bool = True) -> None:
     """Reads and tokenises every member of the readers; goes on where it stopped, each rank with its own parts.
 
     copies: augmented copies beside each row, of all or by task. tolerate: the share of a part's members that may be broken.
@@ -117,8 +115,7 @@ def agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: b
         raise ValueError(f"{folder} holds other tokens ({'; '.join(differ)}): choose another folder")
     meta = {**mine, "tasks": {**theirs["tasks"], **origins}}
     if write and not (path.exists() and meta == theirs):
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(meta) + "\n")
+        write_file(path, json.dumps(meta) + "\n")
 
 
 def _parts(folder: Path) -> list[Path]:

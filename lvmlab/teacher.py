@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lvmlab.device import precision
 from lvmlab.distill import Online
-from lvmlab.files import atomic
+from lvmlab.files import write_file
 from lvmlab.lvm import LVM
 
 WHOLE, TOP = 4096, 256  # codes up to which all are kept; how many of more are
@@ -77,11 +77,9 @@ def freeze(folder: str | Path, batches: Callable[[int, int, int], dict], count: 
     kinds = {"tokens": np.uint16, "read": np.uint16, "weights": np.float32}
     arrays = {name: np.stack([np.asarray(v) for v in found[name][:count]]).astype(kind) for name, kind in kinds.items()}
     for name, array in arrays.items():
-        with atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
+        write_file(folder / f"{name}.npy", array)
     digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays.values())).hexdigest()[:16]
-    with atomic(folder / "list.json") as temporary:
-        temporary.write_text(json.dumps({"identity": identity, "count": count, "hash": digest, "tasks": found["tasks"][:count]}))
+    write_file(folder / "list.json", json.dumps({"identity": identity, "count": count, "hash": digest, "tasks": found["tasks"][:count]}))
     return folder
 
 
@@ -160,8 +158,7 @@ def write_cache(folder: str | Path, lvm: LVM, *, top: int | None = None, batch: 
         if start // batch % 32 == 31 or start + batch >= count:
             for array in arrays:
                 array.flush()
-            with atomic(where / "cache.json") as temporary:
-                temporary.write_text(json.dumps({"done": min(start + batch, count), "top": top}))
+            write_file(where / "cache.json", json.dumps({"done": min(start + batch, count), "top": top}))
     return teacher
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write_file
 from lvmlab.store import Store, agree, save_table
 from lvmlab.tokenizer import Tokenizer
 
@@ -81,8 +81,7 @@ def export_tokens(store: str | Path, form: str, path: str | Path, tasks: list[st
                     text = base64.b64encode(tokens.astype("<i4").tobytes()).decode() if form == "lvm" else tokens.tolist()
                     file.write(json.dumps({"tokens": text}).encode() + b"\n")
     if form == "delvm":
-        with atomic(Path(f"{path}.meta")) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.array(found, np.int64).reshape(-1, 2))
+        write_file(Path(f"{path}.meta"), np.array(found, np.int64).reshape(-1, 2))
     return len(found)
 
 

@@ -14,7 +14,7 @@ from lvmlab import paths
 from lvmlab.checkpoints import vqgans
 from lvmlab.checkpoints.files import CheckpointError, compared, read_config, read_state, weights_in
 from lvmlab.device import default_device, precision
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write_file
 from lvmlab.vqgan import VQGAN, VQGANConfig
 
 CONFIG, WEIGHTS, LOG = "config.json", "model.safetensors", "log.json"
@@ -78,10 +78,8 @@ class Tokenizer:
         with atomic(folder / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
         if log is not None:
-            with atomic(folder / LOG) as temporary:
-                temporary.write_text(json.dumps(log))
-        with atomic(folder / CONFIG) as temporary:
-            temporary.write_text(json.dumps({"model_type": "lvmlab-vqgan", **asdict(self.config), "training": self.training}, indent=1) + "\n")
+            write_file(folder / LOG, json.dumps(log))
+        write_file(folder / CONFIG, json.dumps({"model_type": "lvmlab-vqgan", **asdict(self.config), "training": self.training}, indent=1) + "\n")
 
     @property
     def size(self) -> int:
@@ -168,16 +166,17 @@ def check_images(images: Tensor, size: int) -> None:
             raise ValueError(f"images span [{low:.4g}, {high:.4g}]: give values in [0, 1]")
 
 
-def check_tokens(tokens: Tensor, count: int, codes: int) -> None:
+def check_tokens(tokens: Tensor, count: int | str, codes: int, what: str = "tokenizer has codes") -> None:
+    """Raises ValueError unless tokens are integers (B, count) in range; a count that is a name is any number from 1 on."""
     if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         kind = getattr(tokens, "dtype", type(tokens).__name__)
         raise ValueError(f"tokens are {kind}: give an integer tensor (B, {count})")
-    if tokens.ndim != 2 or tokens.shape[1] != count:
+    if tokens.ndim != 2 or isinstance(count, int) and tokens.shape[1] != count:
         raise ValueError(f"tokens have shape {tuple(tokens.shape)}: give (B, {count})")
     if tokens.numel():
         low, high = (v.item() for v in tokens.aminmax())
         if low < 0 or high >= codes:
-            raise ValueError(f"token id {low if low < 0 else high} is out of range: this tokenizer has codes 0 to {codes - 1}; "
+            raise ValueError(f"token id {low if low < 0 else high} is out of range: this {what} 0 to {codes - 1}; "
                              "were the tokens made by another tokenizer?")
 
 

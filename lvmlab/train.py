@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from tqdm.auto import tqdm
 
+from lvmlab.checks import check_fields
 from lvmlab.device import PRECISIONS, default_device, describe, precision
-from lvmlab.files import atomic
+from lvmlab.files import atomic, write_file
 from lvmlab.muon import Muon
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -70,25 +71,14 @@ class TrainConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
-        checks = {
-            "steps": (self.steps >= 1, "at least 1"),
-            "lr": (self.lr > 0, "more than 0"),
-            "min_lr": (0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}"),
-            "warmup": (self.warmup >= 0, "0 or more"),
-            "betas": (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
-            "clip": (self.clip >= 0, "0 (no clipping) or more"),
-            "accumulation": (self.accumulation >= 1, "at least 1"),
-            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            "save_every": (self.save_every >= 1, "at least 1"),
-            "log_every": (self.log_every >= 1, "at least 1"),
-            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-            "decay": (self.decay in DECAYS, f"one of {', '.join(DECAYS)}"),
-            "tracker": (self.tracker in TRACKERS, f"one of {', '.join(TRACKERS)}"),
-        }
-        for field, (good, accepted) in checks.items():
-            if not good:
-                raise ValueError(f"TrainConfig.{field}={getattr(self, field)!r}: give {accepted}")
+        check_fields(self, steps=(self.steps >= 1, "at least 1"), lr=(self.lr > 0, "more than 0"),
+                     min_lr=(0 <= self.min_lr <= self.lr, f"from 0 to lr={self.lr}"), warmup=(self.warmup >= 0, "0 or more"),
+                     weight_decay=(self.weight_decay >= 0, "0 or more"), clip=(self.clip >= 0, "0 (no clipping) or more"),
+                     betas=(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)"),
+                     accumulation=(self.accumulation >= 1, "at least 1"), precision=(self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+                     save_every=(self.save_every >= 1, "at least 1"), log_every=(self.log_every >= 1, "at least 1"),
+                     optimizer=(self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+                     decay=(self.decay in DECAYS, f"one of {', '.join(DECAYS)}"), tracker=(self.tracker in TRACKERS, f"one of {', '.join(TRACKERS)}"))
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up, then a cosine from `lr` to `min_lr`."""
@@ -98,19 +88,9 @@ class TrainConfig:
         return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def train(
-    model: nn.Module,
-    batches: Callable[[int, int, int], Any],
-    loss: Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]],
-    config: TrainConfig,
-    folder: str | Path,
-    on_log: Callable[[dict], None] | None = None,
-    *,
-    identity: dict | None = None,
-    culprit: Callable[[Any], str] = lambda batch: "",
-    budget_s: float | None = None,
-    progress: bool = True,
-) -> list[dict]:
+def train(model: nn.Module, batches: Callable[[int, int, int], Any], loss: Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]],
+          config: TrainConfig, folder: str | Path, on_log: Callable[[dict], None] | None = None, *, identity: dict | None = None,
+          culprit: Callable[[Any], str] = lambda batch: "", budget_s: float | None = None, progress: bool = True) -> list[dict]:
     """Trains `model` in place and returns the log; resumes from `folder` where a checkpoint lies there.
 
     batches: (step, part, parts) -> one of the ``parts`` of a step's batch (accumulation x devices), a function of these alone; it is
@@ -158,7 +138,7 @@ def train(
         for step in range(first, config.steps):
             lr = config.lr_at(step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             metrics: dict[str, float] = {}
             for micro in range(config.accumulation):
                 batch = _to(ahead.result(), accelerator.device)
@@ -239,6 +219,7 @@ def _optimizers(model: nn.Module, config: TrainConfig, fused: bool, bf16: bool) 
     trained = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     groups = [{"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in trained if p.ndim < 2], "weight_decay": config.weight_decay if config.decay == "all" else 0.0}]
+    groups = model.param_groups(config) if hasattr(model, "param_groups") else groups
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=fused)
     dtype = torch.bfloat16 if bf16 else torch.float32
     return [adamw, *([Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)] if hidden else [])]
@@ -248,8 +229,7 @@ def _start_log(folder: Path, log: list[dict]) -> None:
     """Without what was logged after the checkpoint, and without what a kill left of one half written."""
     for stale in folder.glob(f".{CHECKPOINT}.*"):
         stale.unlink()
-    with atomic(folder / LOG) as temporary:
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in log))
+    write_file(folder / LOG, "".join(json.dumps(r) + "\n" for r in log))
 
 
 def _of(what: str) -> str:
@@ -295,8 +275,7 @@ def resume(folder: Path, model: nn.Module, optimizers: list, identity: dict) -> 
         return 0
     state = load_checkpoint(folder)
     theirs = state["identity"]
-    differ = [f"{k}: {theirs.get(k)!r} there, {identity.get(k)!r} here" for k in sorted(theirs | identity)
-              if theirs.get(k) != identity.get(k)]
+    differ = [f"{k}: {theirs.get(k)!r} there, {identity.get(k)!r} here" for k in sorted(theirs | identity) if theirs.get(k) != identity.get(k)]
     if differ:
         raise TrainingError(f"{folder} holds a training of another configuration ({'; '.join(differ)}): "
                             "choose another folder or the same configuration")

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+from lvmlab.checks import check_fields
+
 
 @dataclass(frozen=True)
 class VQGANConfig:
@@ -41,16 +43,14 @@ class VQGANConfig:
     def __post_init__(self):
         for field in ("channel_mult", "attn_resolutions"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        for field in ("resolution", "hidden_channels", "num_res_blocks", "decoder_res_blocks", "z_channels", "embed_dim"):
-            _demand(isinstance(getattr(self, field), int) and getattr(self, field) > 0, self, field, "a positive integer")
-        _demand(isinstance(self.codes, int) and self.codes > 1, self, "codes", "an integer of at least 2")
-        _demand(self.patch in (1, 2, 4, 8), self, "patch", "1, 2, 4 or 8")
-        _demand(self.channel_mult and all(isinstance(m, int) and m > 0 for m in self.channel_mult), self, "channel_mult",
-                "positive integers, one a level")
+        sizes = ("resolution", "hidden_channels", "num_res_blocks", "decoder_res_blocks", "z_channels", "embed_dim")
+        whole = {k: getattr(self, k) for k in sizes}
+        check_fields(self, **{k: (isinstance(v, int) and v > 0, "a positive integer") for k, v in whole.items()},
+                     codes=(isinstance(self.codes, int) and self.codes > 1, "an integer over 1"), patch=(self.patch in (1, 2, 4, 8), "1, 2, 4 or 8"),
+                     channel_mult=(self.channel_mult and all(isinstance(m, int) and m > 0 for m in self.channel_mult), "positive integers"))
         widths = [self.hidden_channels * m for m in (1, *self.channel_mult)]
-        _demand(self.groups > 0 and all(w % self.groups == 0 for w in widths), self, "groups",
-                f"a divisor of every width in {widths}")
-        _demand(self.resolution % self.stride == 0, self, "resolution", f"a multiple of {self.stride}")
+        check_fields(self, groups=(self.groups > 0 and all(w % self.groups == 0 for w in widths), f"a divisor of every width in {widths}"),
+                     resolution=(self.resolution % self.stride == 0, f"a multiple of {self.stride}"))
 
     @property
     def stride(self) -> int:
@@ -69,16 +69,10 @@ class VQGANConfig:
         return PRESETS[name]
 
 
-def _demand(good: bool, config, field: str, accepted: str) -> None:
-    if not good:
-        raise ValueError(f"{type(config).__name__}.{field}={getattr(config, field)!r}: give {accepted}")
-
-
 PRESETS = {
     "f16-8192": VQGANConfig(),  # 256 px, 16x16 tokens, 146M parameters
     "mini": VQGANConfig(resolution=64, hidden_channels=48, channel_mult=(1, 2), num_res_blocks=1, decoder_res_blocks=2,
-                        mid_attention=True, local=True, z_channels=64, embed_dim=16, codes=1024, cosine=True, patch=4, groups=16),
-}
+                        mid_attention=True, local=True, z_channels=64, embed_dim=16, codes=1024, cosine=True, patch=4, groups=16)}
 PRESETS["tiny"] = replace(PRESETS["mini"], resolution=16, hidden_channels=8, decoder_res_blocks=1, z_channels=8,
                           embed_dim=4, codes=16, patch=2, groups=4)  # for tests: 4x4 tokens
 
@@ -146,14 +140,9 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1, padding_mode="replicate" if config.local else "zeros")
         self.down = nn.ModuleList()
         for i, mult in enumerate(config.channel_mult):
-            level, last = nn.Module(), i == len(config.channel_mult) - 1
-            level.block, level.attn = nn.ModuleList(), nn.ModuleList()
-            for _ in range(config.num_res_blocks):
-                level.block.append(ResBlock(width, config.hidden_channels * mult, config.groups, config.local))
-                width = config.hidden_channels * mult
-                if size in config.attn_resolutions:
-                    level.attn.append(Attention(width, config.groups))
-            if not last:
+            level = Level(width, config.hidden_channels * mult, config.num_res_blocks, config, size, config.local)
+            width = config.hidden_channels * mult
+            if i < len(config.channel_mult) - 1:
                 level.downsample = Downsample(width, config.local)
                 size //= 2
             self.down.append(level)
@@ -164,7 +153,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         for level in self.down:
-            x = through(level, x)
+            x = level(x)
             if hasattr(level, "downsample"):
                 x = level.downsample(x)
         for layer in self.mid.values():
@@ -181,13 +170,8 @@ class Decoder(nn.Module):
         self.mid = middle(width, config)
         levels = []
         for i, mult in reversed(list(enumerate(config.channel_mult))):  # lowest resolution first
-            level = nn.Module()
-            level.block, level.attn = nn.ModuleList(), nn.ModuleList()
-            for _ in range(config.decoder_res_blocks):
-                level.block.append(ResBlock(width, config.hidden_channels * mult, config.groups))
-                width = config.hidden_channels * mult
-                if size in config.attn_resolutions:
-                    level.attn.append(Attention(width, config.groups))
+            level = Level(width, config.hidden_channels * mult, config.decoder_res_blocks, config, size)
+            width = config.hidden_channels * mult
             if i > 0:
                 level.upsample = Upsample(width)
                 size *= 2
@@ -201,19 +185,28 @@ class Decoder(nn.Module):
         for layer in self.mid.values():
             x = layer(x)
         for level in reversed(self.up):
-            x = through(level, x)
+            x = level(x)
             if hasattr(level, "upsample"):
                 x = level.upsample(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
-def through(level: nn.Module, x: Tensor) -> Tensor:
-    for j, block in enumerate(level.block):
-        x = block(x)
-        if len(level.attn):
-            x = level.attn[j](x)
-    return x
+class Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention where the configuration has it at ``size``."""
+
+    def __init__(self, inner: int, outer: int, count: int, config: VQGANConfig, size: int, local: bool = False):
+        super().__init__()
+        self.block, self.attn = nn.ModuleList(), nn.ModuleList()
+        for j in range(count):
+            self.block.append(ResBlock(outer if j else inner, outer, config.groups, local))
+            if size in config.attn_resolutions:
+                self.attn.append(Attention(outer, config.groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for j, block in enumerate(self.block):
+            x = self.attn[j](block(x)) if len(self.attn) else block(x)
+        return x
 
 
 def middle(width: int, config: VQGANConfig, local: bool = False) -> nn.ModuleDict:

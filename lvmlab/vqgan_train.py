@@ -5,7 +5,6 @@ trick of arXiv 2410.06424); its codebook is exported to the plain look-up of `lv
 is finite scalar quantisation as well (FSQ, arXiv 2309.15505), for training and scoring only.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvmlab.files import atomic
+from lvmlab.checks import check_fields
+from lvmlab.files import write_file
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import TrainConfig, TrainingError, load_checkpoint, read_log, train
 from lvmlab.vqgan import VQGAN, VQGANConfig
@@ -53,11 +53,9 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, "shares", tuple(self.shares))
-        for field, value in asdict(self).items():
-            if field != "shares" and value < 0:
-                raise ValueError(f"Recipe.{field}={value!r}: give 0 (off) or more")
-        if len(self.shares) != len(KINDS) or min(self.shares) < 0 or sum(self.shares) <= 0:
-            raise ValueError(f"Recipe.shares={self.shares!r}: give one share of at least 0 for each of {', '.join(KINDS)}")
+        shares = len(self.shares) == len(KINDS) and min(self.shares) >= 0 < sum(self.shares)
+        check_fields(self, **{field: (value >= 0, "0 (off) or more") for field, value in asdict(self).items() if field != "shares"},
+                     shares=(shares, f"one share of at least 0 for each of {', '.join(KINDS)}"))
 
 
 class Pool:
@@ -114,9 +112,8 @@ class TrainingVQGAN(nn.Module):
         if quantiser == "fsq":
             self.quantizer = FSQ(FSQ_LEVELS[config.codes], dim=config.embed_dim, force_quantization_f32=False)  # it is fed fp32
         else:
-            self.quantizer = VectorQuantize(
-                dim=config.embed_dim, codebook_size=config.codes, use_cosine_sim=config.cosine, kmeans_init=True,
-                decay=recipe.decay, threshold_ema_dead_code=recipe.dead_below, commitment_weight=1.0)
+            self.quantizer = VectorQuantize(dim=config.embed_dim, codebook_size=config.codes, use_cosine_sim=config.cosine, kmeans_init=True,
+                                            decay=recipe.decay, threshold_ema_dead_code=recipe.dead_below, commitment_weight=1.0)
         self.register_buffer("seen", torch.tensor(0))  # batches
         self.discriminator = patch_discriminator() if recipe.adversarial else None
         self.perceptual = lpips() if recipe.lpips else None
@@ -166,12 +163,8 @@ class TrainingVQGAN(nn.Module):
         picture = picture.float()
         weight = edge_weight(target, recipe.edge * (batch["kinds"] > 0))
         error = picture - target
-        terms = {
-            "l1": (weight * error.abs()).mean(),
-            "mse": (weight * error.square()).mean(),
-            "gradient": sum((picture.diff(dim=d) - target.diff(dim=d)).abs().mean() for d in (2, 3)),
-            "commitment": commitment,
-        }
+        terms = {"l1": (weight * error.abs()).mean(), "mse": (weight * error.square()).mean(),
+                 "gradient": sum((picture.diff(dim=d) - target.diff(dim=d)).abs().mean() for d in (2, 3)), "commitment": commitment}
         if recipe.ms_ssim:
             terms["ms_ssim"] = 1 - ms_ssim(picture, target)
         if recipe.adversarial:
@@ -294,13 +287,11 @@ def train_tokenizer(pool: str | Path, folder: str | Path, *, preset: str | VQGAN
             on_log(record)
 
     identity = {"network": asdict(shape), "recipe": asdict(recipe), "batch": batch, "pictures": len(data.pictures),
-                **({"quantiser": quantiser} if quantiser != "vq" else {}),
-                **({"start": str(Path(start).name)} if start else {})}
+                **({"quantiser": quantiser} if quantiser != "vq" else {}), **({"start": str(Path(start).name)} if start else {})}
     def batches(step: int, part: int, parts: int) -> dict[str, Tensor]:
         return data.batch(step * parts + part, batch, config.seed, recipe.shares)
 
-    return train(model, batches, model.loss, config, folder, log,
-                 identity=identity, budget_s=budget_s, progress=progress)
+    return train(model, batches, model.loss, config, folder, log, identity=identity, budget_s=budget_s, progress=progress)
 
 
 def load_training(folder: str | Path) -> TrainingVQGAN:
@@ -312,8 +303,7 @@ def load_training(folder: str | Path) -> TrainingVQGAN:
     return model.eval()
 
 
-def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path | None = None,
-                     dtype: torch.dtype = torch.bfloat16) -> Tokenizer:
+def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path | None = None, dtype: torch.dtype = torch.bfloat16) -> Tokenizer:
     """The latest checkpoint of a training folder as a pretrained tokenizer in `out`: weights, configuration, log, card.
 
     With `val_pool` the exported weights, as rounded on disk, are scored again. Raises TrainingError without a checkpoint.
@@ -330,56 +320,15 @@ def export_tokenizer(folder: str | Path, out: str | Path, val_pool: str | Path |
         training["val"] = evaluate(model, Pool(val_pool))
         Tokenizer(model.net, device="cpu", training=training).save_pretrained(out, log=log, dtype=dtype)
         tokenizer = Tokenizer.from_pretrained(out, device="cpu")
-    with atomic(Path(out) / "README.md") as temporary:
-        temporary.write_text(model_card(tokenizer, log))
+    write_file(Path(out) / "README.md", model_card(tokenizer, log))
     return tokenizer
 
 
 def model_card(tokenizer: Tokenizer, log: list[dict]) -> str:
     """What a user of the weights has to know, in Markdown."""
     c, t = tokenizer.config, tokenizer.training
-    millions = sum(p.numel() for p in tokenizer.net.parameters()) / 1e6
     scores = t.get("val") or next((r["val"] for r in reversed(log) if "val" in r), {})
-    rows = "\n".join(f"| {name} | {value} |" for name, value in scores.items())
-    return f"""---
-license: apache-2.0
-library_name: lvmlab
----
-# A VQGAN tokenizer of {millions:.1f}M parameters
-
-{c.resolution} px pictures to {c.grid}x{c.grid} tokens out of {c.codes} codes of dimension {c.embed_dim}
-({"cosine" if c.cosine else "Euclidean"} look-up). Fingerprint `{tokenizer.fingerprint}`.
-
-```python
-from lvmlab.tokenizer import Tokenizer
-tokenizer = Tokenizer.from_pretrained("FOLDER")
-tokens = tokenizer.encode(images)  # (B, 3, {c.resolution}, {c.resolution}) in [0, 1] -> (B, {c.grid**2})
-```
-
-Trained from scratch for {t["step"]} of {t["steps"]} steps of {t["more"]["batch"]} pictures
-({log[-1]["seconds"] / 60 if log else 0:.0f} minutes, {t["precision"]}) on train sources only: {t["more"]["pictures"]} pictures of
-mini-world scenes and of label images. The full configuration is in config.json, the log in log.json.
-
-On val sources, PSNR in dB, IoU of two-colour labels after the round trip, share of codes in use:
-
-| score | value |
-|---|---|
-{rows}
-
-Limits: {c.grid**2} tokens carry colours, masks and skeletons, not fine texture; photographs come back blurred. Only meant for
-pictures like those of mini-world. The weights are stored in bfloat16, the codebook in float32; all is computed in float32.
-"""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Export the latest checkpoint of a tokenizer's training.")
-    parser.add_argument("folder", type=Path, help="folder of the training")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--val-pool", type=Path, help="pool of pictures to score the exported weights on")
-    args = parser.parse_args()
-    tokenizer = export_tokenizer(args.folder, args.out, args.val_pool)
-    print(f"{args.out}: {tokenizer.fingerprint} {tokenizer.training.get('val', '')}")
-
-
-if __name__ == "__main__":
-    main()
+    return (Path(__file__).parent / "cards" / "tokenizer.md").read_text().format(
+        c=c, t=t, millions=sum(p.numel() for p in tokenizer.net.parameters()) / 1e6, look_up="cosine" if c.cosine else "Euclidean",
+        tokens=c.grid**2, fingerprint=tokenizer.fingerprint, minutes=log[-1]["seconds"] / 60 if log else 0,
+        rows="\n".join(f"| {name} | {value} |" for name, value in scores.items()))

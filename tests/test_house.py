@@ -22,10 +22,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # bottom first: a file imports from the layers below, and within its layer only from what is named before it
 LAYERS = (
-    ("paths", "files", "device", "images"),
-    ("attention", "vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "patchlm"),
+    ("paths", "files", "checks", "device", "images"),
+    ("attention", "vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "lora", "patchlm"),
     ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "labelled"),
-    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "lvm_train"),
+    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "lvm_train", "patch_train"),
     ("evaluate", "cost", "probe"),
     ("runs", "studies"),
     ("plots",),
@@ -136,7 +136,7 @@ def project():
 def test_what_is_imported_is_installed():
     homes = importlib.metadata.packages_distributions()
     extras = project()["optional-dependencies"]
-    needed = {normal(d) for d in project()["dependencies"] + extras["video"] + extras["lmdb"]}
+    needed = {normal(d) for d in project()["dependencies"] + extras["video"] + extras["lmdb"] + extras["lora"]}
     for path in FILES:
         for name in imports(path):
             top = name.split(".")[0]

@@ -111,6 +111,38 @@ def test_timm_and_pixels():
     assert torch.equal(probe.Pixels().blocks(pictures)[0], pictures.flatten(1)[:, None])
 
 
+def test_aim_v2_is_a_source_of_features():
+    """timm's model, here of random weights and in small: a block's output is transformers' own before its last norm."""
+    import timm
+    from transformers import Aimv2VisionConfig, Aimv2VisionModel
+
+    names = ("aimv2_large_patch14_224", "aimv2_huge_patch14_224", "aimv2_1b_patch14_224", "aimv2_3b_patch14_224")
+    assert set(names) <= set(timm.list_models("aimv2*"))
+    small = timm.create_model(names[0], img_size=28, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2.75, num_classes=0)
+    trunk, pictures = probe.Timm(small), torch.rand(2, 3, 28, 28)
+    found = [x.detach() for x in trunk.blocks(pictures)]
+    assert len(found) == 3 and found[0].shape == (2, 4, 32)
+    theirs = Aimv2VisionModel(Aimv2VisionConfig(hidden_size=32, intermediate_size=88, num_hidden_layers=3, num_attention_heads=2, image_size=28,
+                                                patch_size=14, use_head=False)).eval()  # fmt: skip
+    ours = small.state_dict()
+    state = {"embeddings.patch_embed.weight": ours["patch_embed.proj.weight"], "embeddings.patch_embed.bias": ours["patch_embed.proj.bias"],
+             "embeddings.rms_norm.weight": ours["patch_embed.norm.weight"], "embeddings.position_embedding.weight": ours["pos_embed"][0],
+             "rms_norm.weight": ours["norm.weight"]}  # fmt: skip
+    for i in range(3):
+        q, k, v = ours[f"blocks.{i}.attn.qkv.weight"].chunk(3)
+        parts = {"attention.q_proj": q, "attention.k_proj": k, "attention.v_proj": v, "attention.out_proj": ours[f"blocks.{i}.attn.proj.weight"],
+                 "ffn.gate_proj": ours[f"blocks.{i}.mlp.fc1_g.weight"], "ffn.up_proj": ours[f"blocks.{i}.mlp.fc1_x.weight"],
+                 "ffn.down_proj": ours[f"blocks.{i}.mlp.fc2.weight"], "rms_norm1": ours[f"blocks.{i}.norm1.weight"],
+                 "rms_norm2": ours[f"blocks.{i}.norm2.weight"]}  # fmt: skip
+        state |= {f"encoder.layers.{i}.{name}.weight": value for name, value in parts.items()}
+    theirs.load_state_dict(state)
+    mean, std = trunk.statistics
+    expected = theirs((pictures - mean) / std, output_hidden_states=True).hidden_states
+    for block in (0, 1):
+        torch.testing.assert_close(found[block], expected[block + 1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(small.norm(found[2]), theirs((pictures - mean) / std).last_hidden_state, atol=1e-5, rtol=1e-4)
+
+
 def test_aims_released_probe_is_taken_as_it_is():
     head = probe.Attentive(8, 5, 2)
     names = {"cls_token", "k.weight", "v.weight", "linear.weight", "bn.running_mean", "bn.running_var", "bn.num_batches_tracked"}
@@ -145,8 +177,14 @@ def test_fashion_mnist_as_debian_has_it(tmp_path):
 
 
 def test_any_folder_of_classes(tmp_path):
+    """As ImageNet lies, without a test part: what is chosen by is of train, after what is fitted on."""
     for klass in ("cat", "dog"):
-        (tmp_path / "val" / klass).mkdir(parents=True)
-        Image.new("RGB", (50, 40), "red").save(tmp_path / "val" / klass / "a.jpg")
+        for split, count in (("train", 3), ("val", 1)):
+            (tmp_path / split / klass).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (50, 40), (80 * i, 0, 0)).save(tmp_path / split / klass / f"{i}.png")
     found = labelled.image_folder(tmp_path, "val", 32)
     assert found.classes == ["cat", "dog"] and found.batch(range(2)).shape == (2, 32, 32, 3)
+    train, val, test = labelled.splits(tmp_path, 2, 32)
+    assert [len(part) for part in (train, val, test)] == [4, 2, 2] and len({part.name for part in (train, val, test)}) == 3
+    assert train.batch(range(4))[:, 0, 0, 0].tolist() == [0, 80, 0, 80] and val.batch(range(2))[:, 0, 0, 0].tolist() == [160, 160]

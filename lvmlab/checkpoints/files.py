@@ -82,13 +82,10 @@ def compared(state: State, wanted: State, where: str | Path, theirs: Callable[[s
     Raises CheckpointError with the whole list of what is missing, unexpected, misshapen or not finite, under the file's names.
     """
     named = {theirs(key): key for key in wanted}
-    problems = {
-        "missing": sorted(named.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - named.keys()),
+    problems = {"missing": sorted(named.keys() - state.keys()), "unexpected": sorted(state.keys() - named.keys()),
         "misshapen": [f"{k} {tuple(state[k].shape)} for {tuple(wanted[named[k]].shape)}" for k in sorted(named.keys() & state.keys())
                       if state[k].shape != wanted[named[k]].shape],
-        "not finite": [k for k in sorted(state) if not torch.isfinite(state[k]).all()],
-    }
+        "not finite": [k for k in sorted(state) if not torch.isfinite(state[k]).all()]}
     found = [f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys]
     if found:
         raise CheckpointError(f"{where} does not fit its configuration ({'; '.join(found)}): it is damaged or of another network")

@@ -82,8 +82,7 @@ def taming(path: Path) -> Found:
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{config} describes no taming VQGAN ({type(error).__name__}: {error}): give the yaml it was trained with") from error
     sizes = whole(net, config, "resolution", "ch", "num_res_blocks", "z_channels") | whole(params, config, "embed_dim", "n_embed")
-    shape = _config(
-        config, resolution=sizes["resolution"], hidden_channels=sizes["ch"], channel_mult=_several(net, config, "ch_mult", ()),
+    shape = _config(config, resolution=sizes["resolution"], hidden_channels=sizes["ch"], channel_mult=_several(net, config, "ch_mult", ()),
         num_res_blocks=sizes["num_res_blocks"], decoder_res_blocks=sizes["num_res_blocks"] + 1, mid_attention=True, z_channels=sizes["z_channels"],
         attn_resolutions=_several(net, config, "attn_resolutions", ()), embed_dim=sizes["embed_dim"], codes=sizes["n_embed"], signed=True)
     return shape, {k: v for k, v in read_state(path, "state_dict").items() if not k.startswith("loss.")}, str
@@ -97,11 +96,10 @@ def llamagen(path: Path, resolution: int) -> Found:
         raise CheckpointError(f"{path} holds no LlamaGen tokenizer (missing: {', '.join(k for k in needed if k not in state)}): give {KINDS}")
     levels, width = _count(state, "encoder.conv_blocks.{}."), state[needed[0]].shape[0]
     widths = [state.get(f"encoder.conv_blocks.{i}.res.0.conv1.weight", state[needed[0]]).shape[0] for i in range(levels)]
-    shape = _config(
-        path, resolution=resolution, hidden_channels=width, channel_mult=tuple(w // width for w in widths),
-        num_res_blocks=_count(state, "encoder.conv_blocks.0.res.{}."), decoder_res_blocks=_count(state, "decoder.conv_blocks.0.res.{}."),
-        attn_resolutions=(resolution // 2 ** max(0, levels - 1),), mid_attention=True, z_channels=state[needed[1]].shape[0],
-        embed_dim=state[needed[2]].shape[1], codes=state[needed[2]].shape[0], cosine=True, signed=True)
+    shape = _config(path, resolution=resolution, hidden_channels=width, channel_mult=tuple(w // width for w in widths),
+                    num_res_blocks=_count(state, "encoder.conv_blocks.0.res.{}."), decoder_res_blocks=_count(state, "decoder.conv_blocks.0.res.{}."),
+                    attn_resolutions=(resolution // 2 ** max(0, levels - 1),), mid_attention=True, z_channels=state[needed[1]].shape[0],
+                    embed_dim=state[needed[2]].shape[1], codes=state[needed[2]].shape[0], cosine=True, signed=True)
 
     def theirs(key: str) -> str:
         key = re.sub(r"encoder\.down\.(\d+)", r"encoder.conv_blocks.\1", key)
@@ -119,10 +117,9 @@ def diffusers(folder: Path, config: dict, resolution: int) -> Found:
     sizes |= whole(config, path, vq_embed_dim=sizes["latent_channels"])
     widths, blocks = _several(config, path, "block_out_channels", (64,)), sizes["layers_per_block"]
     demand(config.get("act_fn", "silu") in ("silu", "swish"), path, config, "act_fn", "silu")
-    shape = _config(
-        path, resolution=resolution, hidden_channels=widths[0], channel_mult=tuple(w // widths[0] for w in widths), num_res_blocks=blocks,
-        decoder_res_blocks=blocks + 1, mid_attention=config.get("mid_block_add_attention", True), z_channels=sizes["latent_channels"],
-        embed_dim=sizes["vq_embed_dim"], codes=sizes["num_vq_embeddings"], groups=sizes["norm_num_groups"])
+    shape = _config(path, resolution=resolution, hidden_channels=widths[0], channel_mult=tuple(w // widths[0] for w in widths), num_res_blocks=blocks,
+                    decoder_res_blocks=blocks + 1, mid_attention=config.get("mid_block_add_attention", True), z_channels=sizes["latent_channels"],
+                    embed_dim=sizes["vq_embed_dim"], codes=sizes["num_vq_embeddings"], groups=sizes["norm_num_groups"])
     state = read_state(weights_in(folder, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"))
     state = {k: v[:, :, None, None] if re.search(r"\.to_(q|k|v|out\.0)\.weight", k) and v.ndim == 2 else v for k, v in state.items()}
     levels = len(widths)

@@ -16,10 +16,8 @@ def table(rows: list[dict], title: str = "") -> str:
     for r in rows:
         floor = f"{r['floors'][r['best_floor']]:.3g} ({r['best_floor']})"
         skill = ("-", "-") if r["skill"] is None else (f"{r['skill']:.2f}", f"{r['skill_low']:.2f}..{r['skill_high']:.2f}")
-        grid.add_row(
-            r["model"], r["task"], r["setting"], r["condition"], str(r["examples"]), r["metric"], f"{r['score']:.3f}",
-            f"{r['low']:.3f}..{r['high']:.3f}", f"{r['ceiling']:.3f}", floor, *skill, str(r["prompts"]), str(r["sources"]),
-        )  # fmt: skip
+        grid.add_row(r["model"], r["task"], r["setting"], r["condition"], str(r["examples"]), r["metric"], f"{r['score']:.3f}",
+                     f"{r['low']:.3f}..{r['high']:.3f}", f"{r['ceiling']:.3f}", floor, *skill, str(r["prompts"]), str(r["sources"]))
     return text(grid)
 
 

@@ -12,20 +12,16 @@ def targets(rows: list[dict], training: dict) -> list[tuple[str, float, float, b
     "skill, new encoding over seen" is that of the task that transfers worst, among those with a seen skill above 0.
     """
     seen = {r["task"]: r for r in choose(rows, setting="seen", condition="right", examples=3)}
-    found = [
-        ("tokenizer: ceiling of segmentation, IoU", 0.90, seen["segmentation"]["ceiling"]),
-        ("tokenizer: ceiling of pose, PCK@0.1", 0.85, seen["pose"]["ceiling"]),
-        ("tokenizer: codes in use (val pictures)", 0.80, training.get("val", {}).get("code use", 0.0)),
-    ]
+    found = [("tokenizer: ceiling of segmentation, IoU", 0.90, seen["segmentation"]["ceiling"]),
+             ("tokenizer: ceiling of pose, PCK@0.1", 0.85, seen["pose"]["ceiling"]),
+             ("tokenizer: codes in use (val pictures)", 0.80, training.get("val", {}).get("code use", 0.0))]
     found += [(f"skill: {task}", least, _or_zero(seen[task]["skill"])) for task, least in SKILLS.items()]
     found += [("skill: selection, lower 95 % bound", 0.0, _or_zero(seen["selection"]["skill_low"]))]
     both = choose(rows, metric="both right")
     found += [(f"{r['task']} right under both conflicting prompts", 0.5, r["score"]) for r in both]
     new = {r["task"]: r for r in choose(rows, setting="new encoding", condition="right", examples=3)}
-    found += [
-        (f"{task}: skill in a new encoding over seen", 0.8, _or_zero(new[task]["skill"]) / seen[task]["skill"])
-        for task in new if _or_zero(seen[task]["skill"]) > 0
-    ]  # fmt: skip
+    found += [(f"{task}: skill in a new encoding over seen", 0.8, _or_zero(new[task]["skill"]) / seen[task]["skill"])
+              for task in new if _or_zero(seen[task]["skill"]) > 0]
     return [(what, least, value, value > least if least == 0 else value >= least) for what, least, value in found]
 
 
@@ -49,10 +45,9 @@ def scores_markdown(rows: list[dict]) -> str:
 
 
 COLUMNS = {  # of `settings_markdown`: setting and condition
-    "seen": ("seen", "right"), "shifted": ("shifted", "right"), "new encoding": ("new encoding", "right"),
-    "trained objects": ("trained objects", "right"), "new task": ("new task", "right"), "swapped colours": ("seen", "conflicting"),
-    "shuffled labels": ("seen", "shuffled_labels"), "another task's pairs": ("seen", "wrong_task"),
-}  # fmt: skip
+           "seen": ("seen", "right"), "shifted": ("shifted", "right"), "new encoding": ("new encoding", "right"),
+           "trained objects": ("trained objects", "right"), "new task": ("new task", "right"), "swapped colours": ("seen", "conflicting"),
+           "shuffled labels": ("seen", "shuffled_labels"), "another task's pairs": ("seen", "wrong_task")}
 
 
 def settings_markdown(rows: list[dict]) -> str:

@@ -219,8 +219,7 @@ class LiveLoss:
         last = self.log[-1]
         left.plot([r["step"] for r in self.log], [r.get("mean_loss", r["loss"]) for r in self.log])
         left.set(xlabel="step", ylabel="loss", yscale="log" if pictures else "linear", xlim=(0, self.steps),
-                 title=f"step {last['step'] + 1} of {self.steps}, "
-                 f"{last['seconds']:.0f} s, {last['items_per_second']:.0f} {self.items} a second")
+                 title=f"step {last['step'] + 1} of {self.steps}, {last['seconds']:.0f} s, {last['items_per_second']:.0f} {self.items} a second")
         left.title.set_fontsize(10)
         if pictures:
             self._scores(right)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from lvmlab import evaluate
-from lvmlab.files import atomic
+from lvmlab import evaluate, runs
+from lvmlab.files import write_file
 from lvmlab.lvm import LVM, Shape
 from lvmlab.tokenizer import Tokenizer
 
@@ -28,6 +28,14 @@ def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParse
     return made
 
 
+def main(doc: str, scales: dict, what: str, names: Iterable[str], one: Callable[..., dict], say: Callable[[str, dict], object]) -> None:
+    """The command line of a study: computes what is not stored, part by part, ships it and prints what there is to ``say`` of it."""
+    args = parser(doc, scales, what).parse_args()
+    for name in getattr(args, what) or names:
+        record = one(name, scales[args.scale], compiled=args.compiled)
+        print(runs.promote(record["name"]), say(name, record))
+
+
 def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and its 95 % t interval; without a spread to go by (one seed) the interval is infinite."""
     mean = float(np.mean(values))
@@ -41,8 +49,7 @@ def kept(path: Path, compute: Callable[[], dict]) -> dict:
     """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was stopped goes on so."""
     if not path.exists():
         row = compute()
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(row))
+        write_file(path, json.dumps(row))
     return json.loads(path.read_text())
 
 
@@ -107,6 +114,7 @@ def provenance(records: dict[str, dict]) -> str:
     first, commits = next(iter(records.values())), sorted({record["commit"] for record in records.values()})
     setting = first["config"]["setting"]
     precisions = ", ".join(sorted({row.get("precision", "fp32") for row in rows}))
-    return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens a "
+    read = f"{setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens" if "tokens" in setting else f"{setting['steps'] * setting['batch']} pictures"
+    return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {read} a "
             f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, "
             f"torch {first['versions']['torch']}")

@@ -46,24 +46,13 @@ class Arm:
 
 
 ARMS = {
-    "alone": Arm(),
-    "smoothing": Arm(Objective("smoothing")),
-    "forward": Arm(Objective("forward")),
-    "reverse": Arm(Objective("reverse")),
-    "js": Arm(Objective("js")),
-    "skew": Arm(Objective("skew")),
-    "hidden": Arm(Objective("hidden")),
-    "own": Arm(Objective("own")),
-    "forward, T 2": Arm(Objective("forward", temperature=2.0)),
-    "forward, T 4": Arm(Objective("forward", temperature=4.0)),
-    "pose, alone": Arm(only="pose"),
-    "pose, forward": Arm(Objective("forward"), only="pose"),
-    "small, alone": Arm(shape=SMALL),
-    "small, forward": Arm(Objective("forward"), shape=SMALL),
+    "alone": Arm(), "smoothing": Arm(Objective("smoothing")), "forward": Arm(Objective("forward")), "reverse": Arm(Objective("reverse")),
+    "js": Arm(Objective("js")), "skew": Arm(Objective("skew")), "hidden": Arm(Objective("hidden")), "own": Arm(Objective("own")),
+    "forward, T 2": Arm(Objective("forward", temperature=2.0)), "forward, T 4": Arm(Objective("forward", temperature=4.0)),
+    "pose, alone": Arm(only="pose"), "pose, forward": Arm(Objective("forward"), only="pose"),
+    "small, alone": Arm(shape=SMALL), "small, forward": Arm(Objective("forward"), shape=SMALL),
     "alone, the teacher's compute too": Arm(times=3.5),  # a teacher of 7.76M reads a token at 2 x 7.76 MFLOP, the student learns it at 6 x 1.05
-}
-
-
+}  # fmt: skip
 SCREENED, KEPT = ("reverse", "js", "skew", "hidden", "own"), 2  # other objectives, and how many of them are trained in full
 
 

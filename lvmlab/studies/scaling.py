@@ -125,11 +125,7 @@ def left_out(found: np.ndarray) -> dict[str, tuple[float, float, float]]:
 
 
 def main() -> None:
-    parser = common.parser(__doc__, SCALES, "sizes")
-    args = parser.parse_args()
-    for name in args.sizes or SIZES:
-        record = size(name, SCALES[args.scale], compiled=args.compiled)
-        print(runs.promote(record["name"]), points({name: record})[:, 2].round(3).tolist())
+    common.main(__doc__, SCALES, "sizes", SIZES, size, lambda name, record: points({name: record})[:, 2].round(3).tolist())
 
 
 if __name__ == "__main__":

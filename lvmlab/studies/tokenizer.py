@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvmlab import evaluate, images, paths, runs, tasks
+from lvmlab.checks import check_fields
 from lvmlab.pictures import render_pool
 from lvmlab.sentences import sentence
 from lvmlab.studies.common import across_seeds
@@ -174,11 +175,8 @@ class Setting:
     lr: float = 2e-3
 
     def __post_init__(self):
-        for field, value in asdict(self).items():
-            if value <= 0:
-                raise ValueError(f"Setting.{field}={value!r}: give more than 0")
-        if self.codes not in FSQ_LEVELS:
-            raise ValueError(f"Setting.codes={self.codes!r}: FSQ has levels for {', '.join(map(str, FSQ_LEVELS))}")
+        check_fields(self, **{field: (value > 0, "more than 0") for field, value in asdict(self).items()})
+        check_fields(self, codes=(self.codes in FSQ_LEVELS, f"one that FSQ has levels for: {', '.join(map(str, FSQ_LEVELS))}"))
 
     @property
     def network(self) -> VQGANConfig:

@@ -13,14 +13,8 @@ import numpy as np
 from lvmlab.world.sources import Sources
 
 # Named backgrounds of label images; the held-out ones are never drawn in the LVM's training.
-BACKGROUNDS = {
-    "black": (0, 0, 0),
-    "white": (255, 255, 255),
-    "grey": (128, 128, 128),
-    "pink": (255, 182, 203),
-    "navy": (16, 24, 110),
-    "maroon": (110, 16, 24),
-}
+BACKGROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128), "pink": (255, 182, 203), "navy": (16, 24, 110),
+               "maroon": (110, 16, 24)}
 HELD_OUT_BACKGROUNDS = {"teal": (0, 110, 110), "sand": (225, 200, 140)}
 HELD_OUT_HUES = (0.40, 0.60)  # the sector of label hues (green-cyan to azure) never drawn in the LVM's training
 MIN_DISTANCE = 0.5  # between a label's two colours, Euclidean in RGB with channels in [0, 1]

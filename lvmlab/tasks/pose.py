@@ -41,18 +41,14 @@ class Pose(Task):
     def scores(self, answers, pairs, encodings):
         truths = [(pair.truth["keypoints"], pair.truth["box"]) for pair in pairs]
         found = self.read(answers, encodings)
-        return {
-            "PCK@0.1": np.array([skeleton.pck(f, *t) for f, t in zip(found, truths, strict=True)]),
-            "OKS": np.array([skeleton.oks(f, *t) for f, t in zip(found, truths, strict=True)]),
-        }
+        return {"PCK@0.1": np.array([skeleton.pck(f, *t) for f, t in zip(found, truths, strict=True)]),
+                "OKS": np.array([skeleton.oks(f, *t) for f, t in zip(found, truths, strict=True)])}
 
     def floors(self, examples, query, encoding):
         size, mean = query.image.shape[0], skeleton.mean_skeleton()
         box = query.truth["box"]
         found = {  # the query is no drawing of a skeleton, so copying it is no answer
-            "last label": examples[-1].label,
-            "mean skeleton": self.draw(box[:2] + mean * (box[2:] - box[:2]), size, encoding),
-        }
+                 "last label": examples[-1].label, "mean skeleton": self.draw(box[:2] + mean * (box[2:] - box[:2]), size, encoding)}
         if all("box" in pair.truth for pair in examples):  # another task's examples show no bodies
             boxes = np.mean([pair.truth["box"] for pair in examples], 0)
             found["constant"] = self.draw(boxes[:2] + mean * (boxes[2:] - boxes[:2]), size, encoding)

@@ -16,21 +16,14 @@ SCORED = [*ELBOWS, *WRISTS, *KNEES, *ANKLES]
 DRAWN = [NOSE, *SHOULDERS, *ELBOWS, *WRISTS, *HIPS, *KNEES, *ANKLES]
 
 # OpenPose's limb order; person's right (even COCO indices) before left
-LIMBS = (
-    (NECK, 6), (NECK, 5), (6, 8), (8, 10), (5, 7), (7, 9),
-    (NECK, 12), (12, 14), (14, 16), (NECK, 11), (11, 13), (13, 15), (NECK, NOSE),
-)  # fmt: skip
-_WHEEL = (
-    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0),
-    (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255),
-    (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85),
-)  # fmt: skip
+LIMBS = ((NECK, 6), (NECK, 5), (6, 8), (8, 10), (5, 7), (7, 9), (NECK, 12), (12, 14), (14, 16), (NECK, 11), (11, 13), (13, 15), (NECK, NOSE))
+_WHEEL = ((255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0),
+          (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255),
+          (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85))
 _MIRRORED = (1, 0, 4, 5, 2, 3, 9, 10, 11, 6, 7, 8, 12)
-PALETTES = {
-    "openpose": _WHEEL[:13],
-    "mirrored": tuple(_WHEEL[i] for i in _MIRRORED),
-    "turned": tuple(_WHEEL[(i + 7) % 18] for i in range(13)),  # held out of the LVM's training
-}
+PALETTES = {"openpose": _WHEEL[:13], "mirrored": tuple(_WHEEL[i] for i in _MIRRORED),
+            "turned": tuple(_WHEEL[(i + 7) % 18] for i in range(13)),  # held out of the LVM's training
+        }
 WIDTH = 3 / 64  # of a bone, relative to the picture's side
 # COCO's per-keypoint constants for object keypoint similarity
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000

@@ -63,16 +63,9 @@ def _sprite(row: dict) -> Sprite:
     image = Image.open(io.BytesIO(row["image"])).convert("RGBA")
     area = float((np.asarray(image)[..., 3] > 127).sum())
     body = "keypoints" in row
-    return Sprite(
-        name=row["name"],
-        family=row["body"] if body else row["family"],
-        split=row["split"],
-        klass="body" if body else row["klass"],
-        image=image.convert("RGBa"),
-        area=area,
-        keypoints=np.asarray(row["keypoints"], np.float64).reshape(17, 2) if body else None,
-        visible=np.asarray(row["visible"], bool) if body else None,
-    )
+    return Sprite(name=row["name"], family=row["body"] if body else row["family"], split=row["split"], klass="body" if body else row["klass"],
+                  image=image.convert("RGBa"), area=area, keypoints=np.asarray(row["keypoints"], np.float64).reshape(17, 2) if body else None,
+                  visible=np.asarray(row["visible"], bool) if body else None)
 
 
 class Sources:
@@ -80,11 +73,8 @@ class Sources:
 
     def __init__(self, folder: Path | None = None):
         folder = folder or paths.assets() / "world"
-        self.tables = {
-            "photographs": _Table(folder / "photographs.parquet", _photograph),
-            "objects": _Table(folder / "objects.parquet", _sprite),
-            "bodies": _Table(folder / "bodies.parquet", _sprite),
-        }
+        self.tables = {"photographs": _Table(folder / "photographs.parquet", _photograph), "objects": _Table(folder / "objects.parquet", _sprite),
+                       "bodies": _Table(folder / "bodies.parquet", _sprite)}
 
     def count(self, kind: str, split: str) -> int:
         return len(self.tables[kind].indices[split])

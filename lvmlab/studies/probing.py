@@ -1,0 +1,195 @@
+"""What do features know, in which layer, and does a lower loss mean better ones? AIM's questions (arXiv 2401.08541, sections 4 and 5), in small.
+
+    python -m lvmlab.studies.probing [--scale smoke] [ARM ...]    # every arm and seed that is not stored; goes on where it was stopped
+
+Probes tell mini-world's 25 classes of objects, from families that no training saw. Token models are the shipped ones, of which a seed is the probe's
+alone; patch models are pre-trained here on as many pictures each, from the same seeds. The floors are untrained trunks and the pixels themselves.
+
+A step of `aim-mini` on 32 pictures takes 0.8 s of one core (fp32, measured while other work ran), an attentive probe of a block 3 s: the 21
+trainings of the study scale are 5.5 hours of one core, the probes of its 42 trunks one more. Two processes of one thread, each with its own arms
+(OMP_NUM_THREADS=1), so take 3.3 hours of two cores.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lvmlab import labelled, paths, probe, runs
+from lvmlab.device import default_device, precision
+from lvmlab.images import from_uint8
+from lvmlab.labelled import Labelled
+from lvmlab.lvm import LVM
+from lvmlab.patch_train import load_patchlm, pretrain
+from lvmlab.patchlm import SHAPES as PATCHES
+from lvmlab.patchlm import PatchLM, PatchShape
+from lvmlab.studies import common
+from lvmlab.tokenizer import Tokenizer
+from lvmlab.train import TrainConfig
+
+STUDY, VERSION = "probing", 1
+AIM = PATCHES["aim-mini"]
+SMALL = PatchShape(96, 4, 3, patch=8, size=64, head_blocks=4, head_width=192)
+PROBES = ("linear", "attentive")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is probed: the patch model of a shape, the token model of a name, or pixels (neither). few: pre-trained on a tenth of the pictures.
+    trained: False leaves the weights as they were drawn."""
+
+    patches: PatchShape | None = None
+    tokens: str | None = None
+    few: bool = False
+    trained: bool = True
+    probes: tuple[str, ...] = PROBES
+
+
+ARMS = {"mini-teacher": Arm(tokens="mini-teacher"), "mini-student": Arm(tokens="mini-student"), "mini-student-kd": Arm(tokens="mini-student-kd"),
+        "aim-mini": Arm(AIM), "aim-mini, LLaMA's blocks": Arm(PATCHES["aim-mini-llama"]), "aim-mini, a tenth of the pictures": Arm(AIM, few=True),
+        "small": Arm(SMALL), "small, a tenth of the pictures": Arm(SMALL, few=True), "aim-mini, no head": Arm(replace(AIM, head_blocks=0)),
+        "aim-mini, plain causal": Arm(replace(AIM, prefix=False)), "aim-mini, untrained": Arm(AIM, trained=False),
+        "mini-teacher, untrained": Arm(tokens="mini-teacher", trained=False),
+        "pixels": Arm(probes=("linear",)),  # all at once
+        "pixels by patches": Arm(probes=("attentive",))}
+GRID = tuple(name for name in ARMS if name.startswith(("small", "aim-mini, a tenth")) or name == "aim-mini")  # 2 sizes x 2 data sizes
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scale of the study. times: placements of each object in pre-training; few: pictures of a class that are a tenth. seen: placements of each
+    object that the probes are fitted and scored on. most: pictures of a class, None: all."""
+
+    steps: int = 1500
+    batch: int = 32
+    seeds: int = 3
+    times: int = 32
+    few: int = 57
+    seen: int = 4
+    most: int | None = None
+    epochs: int = 20
+    lr: float = 1e-3
+    precision: str = "auto"
+
+
+SCALES = {"smoke": Setting(steps=4, batch=8, seeds=2, times=1, few=2, seen=1, most=2, epochs=2, precision="fp32"), "study": Setting()}
+
+
+def arms() -> list[str]:
+    """The arms there are models for: all, but for shipped ones that are not there."""
+    return [name for name, arm in ARMS.items() if not arm.tokens or (paths.assets() / "models" / arm.tokens / "config.json").is_file()]
+
+
+def config(arm: str, setting: Setting) -> dict:
+    """All that decides an arm's outcome, as plain JSON: what its run is named by."""
+    chosen, models = ARMS[arm], {}
+    if chosen.tokens:
+        models = {"tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
+                  "model": LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint()}  # fmt: skip
+    return json.loads(json.dumps({"version": VERSION, "arm": arm, **asdict(chosen), "setting": asdict(setting), **models}))
+
+
+def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:
+    """The stored run of an arm, or a new one."""
+    return runs.run(STUDY, config(name, setting), compute, again=again)
+
+
+def pictures(split: str, setting: Setting) -> Labelled:
+    """What the probes are fitted on ("train"), chosen by ("val") and scored on ("test")."""
+    found = labelled.objects(split, times=setting.seen)
+    return found if setting.most is None else found.first(setting.most)
+
+
+def compute(wanted: dict) -> list[dict]:
+    """One row a seed: {seed, seconds, objective: the pre-training's loss on val, None where there was none; and of each probe {blocks: [{val, score,
+    low, high}], best: the block that val chooses, predicted: the test pictures' classes by it}}."""
+    folder, setting = paths.cache() / "studies" / runs.key(STUDY, wanted), Setting(**wanted["setting"])
+    return [common.kept(folder / f"seed-{seed}.json", lambda seed=seed: _row(wanted["arm"], setting, seed, folder / f"seed-{seed}"))
+            for seed in range(setting.seeds)]  # fmt: skip
+
+
+def _row(name: str, setting: Setting, seed: int, folder: Path) -> dict:
+    print(f"{name}, seed {seed}")
+    chosen, row = ARMS[name], {"seed": seed, "seconds": 0.0, "objective": None, "precision": precision(setting.precision)}
+    asked = [pictures(split, setting).kept() for split in ("train", "val", "test")]
+    if chosen.patches and chosen.trained:
+        data = labelled.objects("train", times=setting.times).kept()
+        training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr / 100, warmup=setting.steps // 20, weight_decay=0.05, seed=seed,
+                               precision=setting.precision, log_every=max(1, setting.steps // 20), save_every=max(1, setting.steps // 10))
+        log = pretrain(data.first(setting.few) if chosen.few else data, folder, shape=chosen.patches, config=training, batch=setting.batch)
+        row |= {"seconds": log[-1]["seconds"], "objective": objective(load_patchlm(folder), asked[1])}
+    trunk = _trunk(chosen, seed, folder)
+    found = [probe.extract(trunk, data, places="all" if "attentive" in chosen.probes else (), progress=False) for data in asked]
+    row |= {kind: _probed(kind, *found, setting.epochs, seed) for kind in chosen.probes}
+    for extracted in found:
+        shutil.rmtree(extracted.folder)  # every place of every block: gigabytes in all
+    return row
+
+
+def _trunk(chosen: Arm, seed: int, folder: Path) -> probe.Trunk:
+    if chosen.patches:
+        return probe.Patches((load_patchlm(folder) if chosen.trained else PatchLM.from_shape(chosen.patches, seed)).to(default_device()).eval())
+    if chosen.tokens:
+        lvm = LVM.from_pretrained(chosen.tokens) if chosen.trained else LVM.from_shape(chosen.tokens, seed).to(default_device()).eval()
+        return probe.Tokens(lvm, Tokenizer.from_pretrained("mini"))
+    return probe.Pixels(None if "linear" in chosen.probes else AIM.patch)
+
+
+def _probed(kind: str, train: probe.Extracted, val: probe.Extracted, test: probe.Extracted, epochs: int, seed: int) -> dict:
+    both = replace(test, means=[np.concatenate(m) for m in zip(val.means, test.means, strict=True)],
+                   places={block: np.concatenate([val.places[block], test.places[block]]) for block in val.places})
+    rows, every = [], []
+    for block in range(len(train.means)):
+        told = probe.linear(train, val, both, block, seed) if kind == "linear" else (
+            probe.attentive(train, val, both, block, epochs=epochs, seed=seed)[0])
+        rows.append({"val": probe.score(told[: len(val.data)], val.data)["score"], **probe.score(told[len(val.data) :], test.data)})
+        every.append(told[len(val.data) :].tolist())
+    best = int(np.argmax([row["val"] for row in rows]))
+    return {"blocks": rows, "best": best, "predicted": every[best]}
+
+
+@torch.inference_mode()
+def objective(model: PatchLM, data: Labelled) -> float:
+    """The loss of pre-training on pictures, under prefixes drawn once for all models."""
+    rng, parts = torch.Generator().manual_seed(0), np.array_split(np.arange(len(data)), -(-len(data) // 64))
+    return float(np.mean([model.loss(from_uint8(data.batch(rows)), rng).item() for rows in parts]))
+
+
+def told(record: dict, kind: str) -> np.ndarray:
+    """What each seed's probe, on the block that val chose for it, says of the test pictures: (seeds, P)."""
+    return np.array([row[kind]["predicted"] for row in record["result"]])
+
+
+def table(records: dict[str, dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """{probe: {arm: (balanced accuracy, low, high)}}, 95 % intervals over objects and seeds; pixels are one arm."""
+    found: dict = {kind: {} for kind in PROBES}
+    for name, record in records.items():
+        for kind in ARMS[name].probes:
+            data = pictures("test", Setting(**record["config"]["setting"]))
+            found[kind][name.removesuffix(" by patches")] = tuple(probe.score(told(record, kind), data).values())
+    return found
+
+
+def gained(records: dict[str, dict], name: str, against: str, kind: str = "linear") -> tuple[float, float, float]:
+    """What an arm knows more than another, on the same objects drawn alike: (difference, low, high), 95 % interval over objects and seeds."""
+    data = pictures("test", Setting(**records[name]["config"]["setting"]))
+    one, other = (probe.resampled(told(records[arm], kind), data) for arm in (name, against))
+    return float(one[0] - other[0]), *map(float, np.percentile((one - other)[1:], (2.5, 97.5)))
+
+
+def ship(setting: Setting = Setting(), seed: int = 0) -> Path:
+    """Writes `aim-mini` of a computed run to the shipped models: what `PatchLM.from_pretrained("aim-mini")` then finds."""
+    out = paths.assets() / "models" / "aim-mini"
+    load_patchlm(paths.cache() / "studies" / runs.key(STUDY, config("aim-mini", setting)) / f"seed-{seed}").save_pretrained(out)
+    return out
+
+
+def main() -> None:
+    common.main(__doc__, SCALES, "arms", arms(), arm, lambda name, record: {k: v[name] for k, v in table({name: record}).items() if name in v})
+
+
+if __name__ == "__main__":
+    main()

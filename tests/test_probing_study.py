@@ -1,0 +1,107 @@
+"""The study of what features know: its arms, two of them for real, and its figures of made-up records."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_plots_arms import crossing
+
+from lvmlab import paths
+from lvmlab.lvm import LVM
+from lvmlab.patchlm import PatchLM
+from lvmlab.plots import probing as draw
+from lvmlab.plots.arms import differences_chart
+from lvmlab.studies import probing as study
+
+TINY = replace(study.SCALES["smoke"], most=1, steps=2, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "cache", lambda: folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def records():
+    rng, made = np.random.default_rng(0), {}
+    truth = study.pictures("test", TINY).labels
+    for name, arm in study.ARMS.items():
+        count = 5 if arm.tokens and "student" in arm.tokens else 9 if arm.tokens else arm.patches.blocks if arm.patches else 1
+        level = 0.12 if name in draw.FLOORS else 0.3
+
+        def told(count=count, level=level):
+            scores = level + 0.15 * np.sin(np.linspace(0, 2.5, count)) + rng.normal(0, 0.01, count)
+            right = np.where(rng.random(len(truth)) < 3 * level, truth, rng.integers(0, 25, len(truth)))
+            return {"blocks": [{"val": s, "score": s, "low": s - 0.05, "high": s + 0.05} for s in scores], "best": int(scores.argmax()),
+                    "predicted": right.tolist()}
+
+        made[name] = {"config": {"setting": vars(TINY)}, "result": [
+            {"seed": seed, "objective": 0.5 + rng.random() / 5, **{kind: told() for kind in arm.probes}} for seed in range(3)]}
+    return made
+
+
+def test_arms_differ_in_what_they_say_alone():
+    names = [n for n in study.arms() if study.ARMS[n].tokens is None]
+    whole = study.config("aim-mini", TINY)
+    assert len({json.dumps(study.config(name, TINY)) for name in names}) == len(names)
+    assert all(study.config(name, TINY) | {k: whole[k] for k in ("arm", "patches", "few", "trained", "probes")} == whole for name in names)
+    assert study.arms().count("mini-student") == 1 and len(study.GRID) == 4
+    assert study.config("mini-student", TINY)["model"] == LVM.from_pretrained("mini-student", device="cpu").fingerprint()
+
+
+def test_arms_train_and_are_probed_and_what_is_stored_is_found_again(cache, monkeypatch):
+    found = {name: study.arm(name, TINY) for name in ("small", "pixels by patches")}
+    test, row = study.pictures("test", TINY), found["small"]["result"][1]
+    assert row["seed"] == 1 and row["seconds"] > 0 and 0.5 < row["objective"] < 2 and len(row["linear"]["blocks"]) == study.SMALL.blocks
+    for kind in study.PROBES:
+        best = row[kind]["blocks"][row[kind]["best"]]
+        assert best["val"] == max(block["val"] for block in row[kind]["blocks"]) and len(row[kind]["predicted"]) == len(test)
+        assert best["score"] == pytest.approx(study.probe.score(np.array(row[kind]["predicted"]), test)["score"])
+    assert [len(arm) for arm in study.table(found).values()] == [1, 2]
+    assert study.gained(found, "small", "small") == (0, 0, 0)
+    assert not list((cache / "features").iterdir()), "gigabytes are not left behind"
+    monkeypatch.setattr(study, "compute", lambda wanted: pytest.fail("worked out again"))
+    assert study.arm("small", TINY) == found["small"]
+
+
+def test_intervals_go_over_objects_and_seeds(records):
+    data = study.pictures("test", TINY)
+    of = study.told(records["aim-mini"], "linear")
+    wide, narrow = (study.probe.score(found, data) for found in (of, of[:1]))
+    assert wide["low"] < wide["score"] < wide["high"] and narrow["score"] == study.probe.score(of[0], data)["score"]
+    assert wide["score"] == pytest.approx(np.mean([study.probe.score(one, data)["score"] for one in of]))
+    same = np.stack([of[0]] * 3)  # trainings that agree add nothing
+    assert study.probe.score(same, data) == pytest.approx(narrow)
+    mean, low, high = study.gained(records, "aim-mini", "pixels")
+    assert low < mean < high and mean > 0.3
+
+
+def test_what_is_shipped_is_found_by_its_name(tmp_path, cache, monkeypatch):
+    monkeypatch.setitem(study.ARMS, "aim-mini", study.ARMS["small"])
+    record = study.arm("aim-mini", TINY)
+    monkeypatch.setattr(paths, "assets", lambda: tmp_path)
+    out = study.ship(TINY, seed=1)
+    model = PatchLM.from_pretrained("aim-mini", device="cpu")
+    assert out == tmp_path / "models" / "aim-mini" and model.shape == study.SMALL
+    assert study.objective(model, study.pictures("val", TINY)) == pytest.approx(record["result"][1]["objective"], abs=0.02)
+
+
+def test_figures(records):
+    figure = draw.layers_chart(records)
+    assert [len(axis.lines) for axis in figure.axes] == [len(records) - 1] * 2 and not crossing(figure)
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert len(labels) == len(set(labels)) == len(records) - 1
+    figure = draw.objective_chart(records)
+    assert [len(axis.lines) for axis in figure.axes] == [8, 8] and not crossing(figure)
+    found = study.table(records)
+    assert found["linear"].keys() == found["attentive"].keys() and not crossing(differences_chart(found, "balanced accuracy"))
+    looks = torch.zeros(3, 4, 64)
+    looks[:, :, 9] = 1
+    figure = draw.attention_chart(torch.full((3, 3, 64, 64), 0.5), looks, list("abc"))
+    lit = figure.axes[3].images[0].get_array()  # the second row's first: 8 x 8 places of 8 px
+    assert lit[8:16, 8:16, 0].min() > 0.99 and lit[:8, :8, 0].max() < 0.4
