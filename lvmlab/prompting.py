@@ -94,6 +94,11 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Tensor:
     return tokens[which].flatten(1)  # (B, 2k + 1, N) -> (B, T)
 
 
+def label_ids(tokens: Tensor, n: int) -> Tensor:
+    """The ids in each prompt's label pictures, (B, examples * n), as ``allowed`` takes them. tokens: (B, (2 * examples + 1) * n)."""
+    return tokens.unflatten(1, (-1, n))[:, 1::2].flatten(1)
+
+
 class Prefilled:
     """Prompts of one length, read once, to be answered many times: by `complete_tokens` for the whole answers, or token by token.
 
@@ -113,8 +118,13 @@ class Prefilled:
 
     @torch.inference_mode()
     def stream(self, n: int, *, sample: bool = False, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-               generator: torch.Generator | None = None, answers: int = 1, allowed: Tensor | None = None) -> Iterator["Step"]:
-        """Steps of an answer as they are chosen; stopping in the middle does no harm. Options as in `complete_tokens`."""
+               generator: torch.Generator | None = None, answers: int = 1, allowed: Tensor | None = None,
+               forced: Tensor | None = None) -> Iterator["Step"]:
+        """Steps of an answer as they are chosen; stopping in the middle does no harm. Options as in `complete_tokens`.
+
+        forced: ids of the first places, (m,) or (B, answers, m), written whatever the model says; the places after them are drawn with the
+        same chance as without.
+        """
         warpers = _warpers(sample, temperature, top_k, top_p, generator, answers)
         if n > self.most or answers > self.answers:
             raise ValueError(f"n={n}, answers={answers}: there is room for {self.answers} answers of {self.most} tokens; make another Prefilled")
@@ -130,6 +140,8 @@ class Prefilled:
                 ids = torch.multinomial(likely, 1, generator=generator).to(log.device).view(-1, answers)
             else:
                 ids = logits.argmax(-1)
+            if forced is not None and i < forced.shape[-1]:
+                ids = forced[..., i].to(ids).expand_as(ids)
             yield Step(ids, log.gather(-1, ids[..., None])[..., 0], torch.special.entr(log.exp()).sum(-1), log)
             if i + 1 < n:
                 hidden = self.decoder.step(ids, self.length + i, self.memory, _own(ids, self.length, i + 1))
