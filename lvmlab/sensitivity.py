@@ -45,28 +45,28 @@ def cases(tokenizer: Tokenizer, job: Job) -> dict[tuple[str, str], Callable[[], 
         return found  # a clip has one order, and its own frames
     whole = prompts(replace(job, examples=PAIRS - 1))
 
-    def picked(order: Callable[[int], list[int]], of: list[Sentence]) -> list[Sentence]:
+    def picked(of: list[Sentence], order: Callable[[int], list[int]]) -> list[Sentence]:
         return [replace(s, pairs=[*(s.pairs[j] for j in order(i)), s.pairs[-1]]) for i, s in enumerate(of)]
 
     def by_overlap(part: slice) -> list[Sentence]:
-        ranks = overlap(encoded(tokenizer, whole), tokenizer.tokens).argsort(1, descending=True, stable=True)
-        return picked(lambda i: sorted(ranks[i, part].tolist()), whole)
+        ranks = overlap(encoded(tokenizer, whole), tokenizer.tokens).argsort(dim=1, descending=True, stable=True)
+        return picked(whole, lambda i: sorted(ranks[i, part].tolist()))
 
-    def drawn(count: int) -> Callable[[int], list[int]]:
-        return lambda i: np.random.default_rng(i).permutation(count)[:k]
-
-    found |= {
-        ("order", "reversed"): lambda: picked(lambda i: range(k)[::-1], plain), ("order", "shuffled"): lambda: picked(drawn(k), plain),
-        ("choice", "nearest"): lambda: by_overlap(slice(k)), ("choice", "random"): lambda: picked(drawn(PAIRS - 1), whole),
-        ("choice", "farthest"): lambda: by_overlap(slice(-k, None)), ("wrong", "task"): lambda: prompts(replace(job, condition="wrong_task")),
-    }  # fmt: skip
+    found["order", "reversed"] = lambda: picked(plain, lambda i: range(k)[::-1])
+    found["order", "shuffled"] = lambda: picked(plain, lambda i: np.random.default_rng(i).permutation(k))
+    found["choice", "nearest"], found["choice", "farthest"] = lambda: by_overlap(slice(k)), lambda: by_overlap(slice(-k, None))
+    found["choice", "random"] = lambda: picked(whole, lambda i: np.random.default_rng(i).permutation(PAIRS - 1)[:k])
+    found["wrong", "task"] = lambda: prompts(replace(job, condition="wrong_task"))
     if task.conflicting:
         found["wrong", "colours"] = lambda: [recoloured(s, s.encoding.colours[::-1], True) for s in plain]
         found["ground", "the paper's"] = lambda: [recoloured(s, PAPER) for s in plain]
         for name in ("black", "white", "grey", "teal"):  # teal is never seen in training; the other colour stays
-            found["ground", name] = lambda ground=GROUNDS[name]: [
-                recoloured(s, (next(c for c in s.encoding.colours if c not in GROUNDS.values()), ground)) for s in plain]  # fmt: skip
+            found["ground", name] = lambda ground=GROUNDS[name]: [recoloured(s, (_hue(s), ground)) for s in plain]
     return found
+
+
+def _hue(asked: Sentence) -> tuple[int, int, int]:
+    return next(c for c in asked.encoding.colours if c not in GROUNDS.values())
 
 
 def measure(lvm: LVM, tokenizer: Tokenizer, job: Job, found: dict[tuple[str, str], Callable]) -> Iterator[dict]:

@@ -36,13 +36,11 @@ function sensitivityPanel(studio) {
   return { node, update };
 }
 
-const CELL = `from lvmlab import LVM, Tokenizer
-from lvmlab.recipes import Recipe, replay
+const CELL = `from lvmlab.widgets.session import Session
 
-recipe, tokenizer = Recipe.read(open("lvmlab-recipe.json").read()), Tokenizer.from_pretrained("mini")
-tokens, said = replay(recipe, LVM.from_pretrained(recipe.model), tokenizer)
-print(said)
-pictures = tokenizer.decode(tokens)  # (answers, 3, S, S) in [0, 1]`;
+session = Session()
+print(session.replay(open("lvmlab-recipe.json").read()))  # says whether the answer is the same
+pictures = session.pictures(session.found)  # uint8 (answers, 64, 64, 3)`;
 
 function takePanel(studio) {
   const { model, act } = studio;

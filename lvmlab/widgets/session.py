@@ -1,25 +1,30 @@
 """What the prompt studio does, without any widget: a prompt to be edited, its answer, and what can be asked of both."""
 
+import base64
+import importlib.metadata
+import io
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lvmlab import images, tasks
+from lvmlab.device import describe
 from lvmlab.evaluate import Job, Scorer, encoded
-from lvmlab.inside import alternatives, attention
 from lvmlab.lvm import LVM, shipped
-from lvmlab.prompting import Prefilled, Step
-from lvmlab.recipes import Options, Recipe, made
+from lvmlab.prompting import Prefilled, Step, alternatives, attention, label_ids
 from lvmlab.sensitivity import recoloured
 from lvmlab.sentences import PAIRS, Sentence, sentence
-from lvmlab.tasks.base import Pair, read_mask
+from lvmlab.tasks.base import Encoding, Pair, read_mask
 from lvmlab.tokenizer import Tokenizer
 
 SPLIT = "val"  # the test split is for released scores
+FORMAT = "lvmlab recipe 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +32,8 @@ class Answer:
     """So much of an answer as is written: ``steps`` of (1, A) each, by which ``model`` and ``options``, in ``seconds``, prefill included."""
 
     model: str
-    options: Options
-    forced: Tensor | None
+    options: dict
+    forced: list[int]
     steps: list[Step]
     seconds: float
 
@@ -42,7 +47,7 @@ class Session:
 
         session = Session()                       # the shipped tokenizer and models
         session.draw("segmentation", index=3)     # a val prompt of mini-world
-        for answer in session.answer("mini-teacher", Options()): ...
+        for answer in session.answer("mini-teacher"): ...
 
     models: others than the shipped ones, by name. Everything raises ValueError with the remedy in it. Public: ``asked``, the prompt, whose
     last pair is the query; whether its truth is ``known``; ``found``, the answer that is shown; ``first``, the one before a token was chosen.
@@ -55,11 +60,10 @@ class Session:
 
     def lvm(self, name: str) -> LVM:
         """A model by its name, a shipped one or a checkpoint's folder; kept. Raises ValueError (CheckpointError)."""
-        if name not in self.models:
-            lvm = LVM.from_pretrained(name)
-            lvm.check_fits(self.tokenizer)
-            self.models[name] = lvm
-        return self.models[name]
+        lvm = self.models.get(name) or LVM.from_pretrained(name)
+        lvm.check_fits(self.tokenizer)
+        self.models[name] = lvm
+        return lvm
 
     def draw(self, task: str = "segmentation", index: int = 0, examples: int = 3) -> None:
         """Prompt ``index`` of a task in the val split of mini-world, as `lvmlab.evaluate.prompts` has it."""
@@ -105,24 +109,31 @@ class Session:
         pairs = [p if p.truth else replace(p, truth={"mask": read_mask(p.label, self.asked.encoding).astype(np.float32)}) for p in self.asked.pairs]
         self.set(recoloured(replace(self.asked, pairs=pairs), (tuple(foreground), tuple(background))), self.known)
 
-    def answer(self, model: str, options: Options, forced: Tensor | None = None, keep: bool = True) -> Iterator[Answer]:
-        """The answer as it grows, a token at a time; the prompt is read once for all its answers. keep: as ``found``."""
-        started, lvm, key, steps = time.perf_counter(), self.lvm(model), (model, options.answers), []
-        if self._ready[0] != key:
-            self._ready = key, Prefilled(lvm, self.tokens, self.n, options.answers)
-        for step in options.stream(self._ready[1], self.tokens, self.n, forced):
+    def answer(self, model: str, *, sample: bool = False, seed: int = 0, answers: int = 1, constrained: bool = False, forced: Sequence[int] = (),
+               keep: bool = True, **shape) -> Iterator[Answer]:
+        """The answer as it grows, a token at a time; the prompt is read once for all its answers.
+
+        Options as in `lvmlab.prompting.complete_tokens` (temperature, top_k and top_p too), chance by ``seed``; constrained: to the codes of
+        the prompt's labels; forced: ids of the first places; keep: as ``found``.
+        """
+        started, lvm, steps = time.perf_counter(), self.lvm(model), []
+        options = {"sample": sample, "seed": seed, "answers": answers, "constrained": constrained, **shape}
+        if self._ready[0] != (model, answers):
+            self._ready = (model, answers), Prefilled(lvm, self.tokens, self.n, answers)
+        for step in self._ready[1].stream(self.n, sample=sample, answers=answers, forced=torch.tensor(forced, dtype=torch.int64),
+                                          generator=torch.Generator().manual_seed(seed) if sample else None,
+                                          allowed=label_ids(self.tokens, self.n) if constrained else None, **shape):  # fmt: skip
             steps.append(step)
-            found = Answer(model, options, forced, list(steps), time.perf_counter() - started)
+            found = Answer(model, options, list(forced), list(steps), time.perf_counter() - started)
             if keep:
-                self.found, self.first = found, self.first if forced is not None else None
+                self.found, self.first = found, self.first if forced else None
             yield found
 
     def choose(self, sample: int, place: int, code: int) -> Iterator[Answer]:
         """Another token at a place of one sample: that sample alone, the rest of it written again after the token."""
         found = self._answered(sample, place)
         self.first = self.first or found
-        forced = torch.cat([found.of("ids")[sample, :place], torch.tensor([code])])
-        return self.answer(found.model, replace(found.options, answers=1), forced)
+        return self.answer(found.model, forced=[*found.of("ids")[sample, :place].tolist(), code], **found.options | {"answers": 1})
 
     def back(self) -> None:
         """The answer as it was before a token was chosen."""
@@ -140,24 +151,53 @@ class Session:
         return [self._scorer.rows(self._scorer.scores(picture[None]), "", 0.0)[0] for picture in pictures] if self.known else []
 
     def inside(self, sample: int, place: int) -> tuple:
-        """At a place of an answer: what else could stand there (`lvmlab.inside.alternatives`), and what the position that predicted it looked
-        at (`lvmlab.inside.attention`)."""
+        """At a place of an answer: what else could stand there (`lvmlab.prompting.alternatives`), and what the position that predicted it
+        looked at (`lvmlab.prompting.attention`)."""
         found = self._answered(sample, place)
         ids = found.of("ids")[sample]
         written = torch.cat([ids, ids[-1:].expand(self.n - len(ids))])
         seen = torch.cat([self.tokens[0].cpu(), ids[:place]])[None]
         return alternatives(self.tokenizer, written, place, found.of("log")[sample, place]), attention(self.lvm(found.model), seen)
 
-    def recipe(self) -> Recipe:
-        """What to take away."""
+    def recipe(self) -> str:
+        """What to take away, as JSON: every picture (as PNG), model, options, the tokens that came, and by which versions and device."""
         found = self._answered()
-        versions = made(self.lvm(found.model), self.tokenizer)
-        return Recipe(self.asked, self.known, found.model, found.options, found.forced, found.of("ids"), versions)
+        kept = {"format": FORMAT, "asked": asdict(self.asked), "known": self.known, "model": found.model, "options": found.options,
+                "forced": found.forced, "tokens": found.of("ids").tolist(), "made": self._made(found.model)}  # fmt: skip
+        return json.dumps(kept, default=lambda array: png(array) if array.dtype == np.uint8 else array.tolist())
+
+    def replay(self, text: str | bytes) -> str:
+        """A recipe's prompt and its answer anew, as ``found``; says whether it is the same answer, and what differs here."""
+        try:
+            kept = json.loads(text)
+            pairs = [Pair(*(images.to_uint8(images.load(base64.b64decode(p[side]))) for side in ("image", "label")),
+                          {k: np.array(v) if isinstance(v, list) else v for k, v in p["truth"].items()}, p["source"]) for p in kept["asked"]["pairs"]]
+            asked, was = Sentence(kept["asked"]["task"], Encoding(**kept["asked"]["encoding"]), pairs), torch.tensor(kept["tokens"])
+            options, made = {"forced": kept["forced"], **kept["options"]}, kept["made"].items()
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no recipe that can be read ({error}): give the JSON file that the studio's Take away wrote") from error
+        self.set(asked, kept["known"])
+        *_, found = self.answer(kept["model"], **options)
+        changed, here = int((found.of("ids")[:, : was.shape[1]] != was).sum()), self._made(found.model)
+        other = "; ".join(f"{name} is {here.get(name)}, was {value}" for name, value in made if here.get(name) != value)
+        same = f"{changed} of {was.numel()} tokens differ from the recipe's." if changed else "The same answer as in the recipe."
+        return f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}"
+
+    def _made(self, model: str) -> dict[str, str]:
+        lvm, tokenizer = self.lvm(model), self.tokenizer
+        here = {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")} | {"device": describe(lvm.device)}
+        return here | {"precision": f"{lvm.llama.dtype}, {tokenizer.precision}", "model": lvm.fingerprint(), "tokenizer": tokenizer.fingerprint}
 
     def _answered(self, sample: int = 0, place: int = 0) -> Answer:
         if self.found is None:
             raise ValueError("there is no answer yet: press Answer first")
-        samples, written = self.found.of("ids").shape
-        if not (0 <= sample < samples and 0 <= place < written):
-            raise ValueError(f"token {place} of answer {sample + 1} is not written: choose one of {written} tokens of {samples} answers")
+        if not (0 <= place < len(self.found.steps) and 0 <= sample < self.found.options["answers"]):
+            raise ValueError(f"token {place} of answer {sample + 1} is not written: choose one that is")
         return self.found
+
+
+def png(picture: np.ndarray) -> str:
+    """uint8 (H, W, 3 or 4) as a PNG in base64."""
+    Image.fromarray(np.ascontiguousarray(picture)).save(file := io.BytesIO(), format="PNG")
+    return base64.b64encode(file.getvalue()).decode()
+

@@ -8,7 +8,6 @@ Everything a hand can do, a cell can: ``studio.act("answer", model="mini-teacher
 thing after another, and a computation stops between two steps where something else is asked for.
 """
 
-import io
 import threading
 import time
 from collections.abc import Iterator
@@ -23,12 +22,11 @@ from lvmlab import sensitivity, tasks
 from lvmlab.evaluate import Job
 from lvmlab.plots.prompts import sheet
 from lvmlab.plots.studio import sensitivity_chart
-from lvmlab.recipes import Options, Recipe, compared, made, png
-from lvmlab.widgets.session import SPLIT, Answer, Session
+from lvmlab.widgets.session import SPLIT, Answer, Session, png
 
 HERE = Path(__file__).parent
 EVERY = 0.12  # seconds between two pictures of a growing answer
-EDITS = ("draw", "arrange", "shuffle", "put", "recolour")  # methods of the session that leave another prompt
+EDITS = ("draw", "arrange", "shuffle", "put", "recolour", "back")  # methods of the session that take no time
 Progress = Iterator[tuple[int, int, str]]  # steps done, of how many, and what is said of it
 
 
@@ -45,7 +43,8 @@ class Studio(anywidget.AnyWidget):
 
     def __init__(self, session: Session | None = None, **options):
         super().__init__(**options)
-        self.session, self._pool, self._stop, self._last = session or Session(), ThreadPoolExecutor(1), threading.Event(), None
+        self.session, self._pool, self._stop = session or Session(), ThreadPoolExecutor(1), threading.Event()
+        self._last = self._pool.submit(int)  # nothing
         self.choices = {"tasks": list(tasks.TASKS), "models": self.session.names, "paper": sensitivity.PAPER}
         self._show_prompt()
         self.on_msg(lambda _, content, buffers: self.act(**content, **({"source": bytes(buffers[0])} if buffers else {})))
@@ -64,55 +63,41 @@ class Studio(anywidget.AnyWidget):
 
     def wait(self, seconds: float = 300) -> "Studio":
         """Until what was asked for is done. Raises TimeoutError."""
-        if self._last:
-            self._last.result(seconds)
+        self._last.result(seconds)
         return self
 
     def _do(self, stop: threading.Event, do: str, given: dict) -> None:
         """Never raises: an error becomes a sentence in the studio."""
-        idle = {"busy": "", "done": 0, "of": 0, "said": "", "error": ""}
-        self.status, shown, said, error = idle | {"busy": do}, time.perf_counter(), "", ""
+        self.status, end = {"busy": do}, {}
         try:
-            for done, of, said in self._edit(do, given) if do in EDITS else getattr(self, f"_do_{do}")(**given):
+            for done, of, said in self._steps(do, given):
+                self.status, end = {"busy": do, "done": done, "of": of, "said": said}, {"said": said}
                 if stop.is_set() and done < of:
-                    said = f"Stopped after {done} of {of}."
+                    end = {"said": f"Stopped after {done} of {of}."}
                     break
-                if time.perf_counter() - shown > EVERY:
-                    self.status, shown = idle | {"busy": do, "done": done, "of": of, "said": said}, time.perf_counter()
-        except (ValueError, OSError) as found:  # the package's own, which name the remedy
-            error = str(found)
-        except Exception as found:
-            error = f"Something went wrong that should not ({type(found).__name__}: {found}): try again, or draw another prompt."
-        self.status = idle | {"said": said, "error": error}
+        except Exception as error:
+            own = isinstance(error, (ValueError, OSError))  # these name the remedy
+            end = {"error": str(error) if own else f"Something went wrong that should not ({type(error).__name__}: {error}): draw another prompt."}
+        self.status = {"busy": ""} | end
 
-    def _edit(self, do: str, given: dict) -> Progress:
-        getattr(self.session, do)(**given)
-        self._show_prompt()
-        yield 1, 1, ""
+    def _steps(self, do: str, given: dict) -> Progress:
+        if do in ("answer", "choose"):
+            yield from self._growing(getattr(self.session, do)(**given))
+        elif do in EDITS:
+            getattr(self.session, do)(**given)
+            (self._show_answer if self.session.found else self._show_prompt)()
+        else:
+            yield from getattr(self, f"_do_{do}")(**given) or ()
 
-    def _do_answer(self, model: str, **options) -> Progress:
-        self.inside = {}
-        yield from self._growing(self.session.answer(model, Options(**options)))
-
-    def _do_choose(self, sample: int, place: int, code: int) -> Progress:
-        yield from self._growing(self.session.choose(sample, place, code))
-
-    def _do_back(self) -> Progress:
-        self.session.back()
-        self._show_answer(self.session.found)
-        yield 1, 1, "The first answer again."
-
-    def _do_look(self, sample: int, place: int) -> Progress:
+    def _do_look(self, sample: int, place: int) -> None:
         (ids, likely, patches), (heads, rolled) = self.session.inside(sample, place)
         others = [{"code": int(c), "p": float(p), "picture": png(x)} for c, p, x in zip(ids, likely, patches, strict=True)]
-        chosen = int(self.session.found.of("ids")[sample, place])
-        self.inside = {"sample": sample, "place": place, "code": chosen, "alternatives": others, "rolled": _short(rolled), "heads": _short(heads)}
-        yield 1, 1, ""
+        self.inside = {"sample": sample, "place": place, "alternatives": others, "rolled": _short(rolled), "heads": _short(heads)}
 
     def _do_contrast(self, models: list[str], **options) -> Progress:
         session, self.compare = self.session, {}
         for i, name in enumerate(models):
-            for found in session.answer(name, Options(**options), keep=False):
+            for found in session.answer(name, keep=False, **options):
                 yield i * session.n + len(found.steps), len(models) * session.n, f"{name} answers"
             row = {"model": name, "seconds": found.seconds} | self._judged(session.pictures(found))
             self.compare = {"rows": [*self.compare.get("rows", []), row]}
@@ -124,36 +109,33 @@ class Studio(anywidget.AnyWidget):
         yield 0, len(found), f"{len(found)} changes of {prompts} prompts"
         for row in sensitivity.measure(session.lvm(model), session.tokenizer, job, found):
             rows.append(row)
-            figure = sensitivity_chart(rows)
-            figure.canvas.draw()
-            self.sensitivity = {"rows": rows, "task": job.task, "model": model, "picture": png(np.asarray(figure.canvas.buffer_rgba()))}
+            (canvas := sensitivity_chart(rows).canvas).draw()
+            self.sensitivity = {"rows": rows, "task": job.task, "model": model, "picture": png(np.asarray(canvas.buffer_rgba()))}
             yield len(rows), len(found), f"{row['group']}: {row['name']}"
 
-    def _do_take(self) -> Progress:
-        recipe, session = self.session.recipe(), self.session
+    def _do_take(self) -> None:
+        session, recipe = self.session, self.session.recipe()
         answers = {f"answer {i + 1}": picture for i, picture in enumerate(session.pictures(session.found))}
-        shown = sheet([(f"{session.asked.task}, {recipe.model}", [session.asked], [answers])], columns=1, scale=2)
-        self.taken = {"picture": png(np.asarray(shown)), "recipe": recipe.text()}
-        yield 1, 1, "Ready to take away."
+        shown = sheet([(f"{session.asked.task}, {session.found.model}", [session.asked], [answers])], columns=1, scale=2)
+        self.taken = {"picture": png(np.asarray(shown)), "recipe": recipe}
 
     def _do_open(self, source: bytes) -> Progress:
-        recipe, session = Recipe.read(source), self.session
-        session.set(recipe.asked, recipe.known)
+        said = self.session.replay(source)
         self._show_prompt()
-        yield from self._growing(session.answer(recipe.model, recipe.options, recipe.forced))
-        yield 1, 1, compared(session.found.of("ids"), recipe, made(session.lvm(recipe.model), session.tokenizer))
+        self._show_answer()
+        yield 1, 1, said
 
     def _growing(self, answers: Iterator[Answer]) -> Progress:
-        shown, found = 0.0, None
+        self.inside, shown = {}, 0.0
         try:
             for found in answers:
                 if time.perf_counter() - shown > EVERY:
-                    self._show_answer(found)
+                    self._show_answer()
                     shown = time.perf_counter()
                 yield len(found.steps), self.session.n, f"{found.model} answers"
         finally:  # also where it is stopped
-            if found is not None:
-                self._show_answer(found)
+            if self.session.found:
+                self._show_answer()
         yield 1, 1, f"{found.model} answered in {found.seconds:.2f} s."
 
     def _show_prompt(self) -> None:
@@ -163,8 +145,9 @@ class Studio(anywidget.AnyWidget):
                        "colours": asked.encoding.colours, "grid": self.session.tokenizer.grid}  # fmt: skip
         self.answer, self.inside, self.compare, self.taken = {}, {}, {}, {}
 
-    def _show_answer(self, found: Answer) -> None:
-        pictures, first, whole = self.session.pictures(found), self.session.first, len(found.steps) == self.session.n
+    def _show_answer(self) -> None:
+        found, first, whole = self.session.found, self.session.first, len(self.session.found.steps) == self.session.n
+        pictures = self.session.pictures(found)
         parts = zip(pictures, *(found.of(name) for name in ("ids", "logprobs", "entropies")), strict=True)
         samples = [{"picture": png(p), "codes": ids.tolist(), "p": _short(log.exp()), "entropy": _short(h)} for p, ids, log, h in parts]
         self.answer = {"done": len(found.steps), "of": self.session.n, "model": found.model, "seconds": found.seconds, "samples": samples,

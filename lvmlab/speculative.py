@@ -1,0 +1,55 @@
+"""A small model drafts, a large one reads several drafted tokens in one pass and keeps what it would have written itself.
+
+Leviathan et al., "Fast inference from transformers via speculative decoding" (arXiv 2211.17192, algorithm 1): exact in distribution, whatever
+the small one drafts; greedy answers are the large one's own.
+"""
+
+import torch
+from torch import Tensor
+
+from lvmlab.lvm import LVM
+from lvmlab.prompting import Prefilled, warpers
+
+
+@torch.inference_mode()
+def speculate(lvm: LVM, draft: LVM, tokens: Tensor, n: int, *, ahead: int = 4, generator: torch.Generator | None = None,
+              **options) -> tuple[Tensor, float]:
+    """The next n tokens after one prompt, tokens (1, T), as `lvm` gives them: (n,) int64, and the share of drafted tokens that were kept.
+
+    draft: a model of the same codes. ahead: tokens drafted before each pass. Options as in `lvmlab.prompting.complete_tokens`; chance needs a
+    generator on the CPU. Raises ValueError where the models differ in codes, for more than one prompt, and as `complete_tokens` does.
+    """
+    warp = warpers(generator=generator, answers=1, **options)
+    if draft.codes != lvm.codes or len(tokens) != 1 or ahead < 1:
+        raise ValueError(f"{len(tokens)} prompts, {ahead} tokens ahead, models of {lvm.codes} and {draft.codes} codes: give one prompt, at least "
+                         "1 token ahead, and models that speak the same codes")
+    large, small = (Prefilled(model, tokens, n) for model in (lvm, draft))
+
+    def law(logits: Tensor) -> Tensor:  # (places, codes): what is drawn from, or where nothing is, all on the likeliest
+        if generator is None:
+            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        return warp(None, logits).softmax(-1).cpu()
+
+    def draw(p: Tensor) -> int:
+        return int(p.argmax() if generator is None else torch.multinomial(p, 1, generator=generator))
+
+    ids, drafted, kept = [draw(law(large.decoder.logits(large.hidden)[0])[0])], 0, 0
+    while len(ids) < n:
+        count, q = min(ahead, n - len(ids) - 1), []
+        proposed = list(ids)
+        for _ in range(count):
+            q.append(law(small.decoder.logits(small.read(proposed)[:, -1]))[0])
+            proposed.append(draw(q[-1]))
+        p = law(large.decoder.logits(large.read(proposed)[0]))  # (count + 1, codes)
+        for i, code in enumerate(proposed[len(ids) :]):
+            if generator is None and p[i, code] == 0 or generator and torch.rand((), generator=generator) * q[i][code] >= p[i, code]:
+                ids.append(draw((p[i] - q[i]).clamp(min=0)))
+                break
+            ids.append(code)
+            kept += 1
+        else:
+            ids.append(draw(p[-1]))
+        drafted += count
+        for ready in (large, small):  # what was refused is forgotten; the last token is not read yet
+            ready.memory.filled = min(ready.memory.filled, ready.length + len(ids) - 1)
+    return torch.tensor(ids[:n]), kept / max(1, drafted)
