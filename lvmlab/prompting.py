@@ -118,15 +118,14 @@ class Prefilled:
         self.answers = answers
 
     @torch.inference_mode()
-    def stream(self, n: int, *, sample: bool = False, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-               generator: torch.Generator | None = None, answers: int = 1, allowed: Tensor | None = None,
-               forced: Tensor | None = None) -> Iterator["Step"]:
+    def stream(self, n: int, *, answers: int = 1, generator: torch.Generator | None = None, allowed: Tensor | None = None,
+               forced: Tensor | None = None, **options) -> Iterator["Step"]:
         """Steps of an answer as they are chosen; stopping in the middle does no harm. Options as in `complete_tokens`.
 
         forced: ids of the first places, (m,) or (B, answers, m), written whatever the model says; the places after them are drawn with the
         same chance as without.
         """
-        warp = warpers(sample, temperature, top_k, top_p, generator, answers)
+        warp = warpers(answers=answers, generator=generator, **options)
         if n > self.most or answers > self.answers:
             raise ValueError(f"n={n}, answers={answers}: there is room for {self.answers} answers of {self.most} tokens; make another Prefilled")
         self.memory.rewind()
@@ -136,7 +135,7 @@ class Prefilled:
             logits = self.decoder.logits(hidden)
             logits = logits if barred is None else logits.masked_fill(barred, -torch.inf)
             log = logits.log_softmax(-1)
-            if sample:
+            if generator is not None:
                 likely = warp(None, logits.flatten(0, 1)).softmax(-1).to(generator.device)  # (B * answers, codes)
                 ids = torch.multinomial(likely, 1, generator=generator).to(log.device).view(-1, answers)
             else:
@@ -185,8 +184,8 @@ def complete_tokens(lvm: LVM, tokens: Tensor, n: int, *, sample: bool = False, t
     once, however many `answers` are drawn. The model is used in its own device and precision; answers come back on the device of `tokens`.
     Raises ValueError for options that do not go together, ids out of range, and n beyond the context.
     """
-    warpers(sample, temperature, top_k, top_p, generator, answers)
     options = {"sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator, "answers": answers}
+    warpers(**options)
     steps = list(Prefilled(lvm, tokens, n, answers).stream(n, allowed=allowed, **options))
     found = ([getattr(step, name) for step in steps] for name in ("ids", "logprobs", "entropies"))
     return Tokens(*(torch.stack(v, -1).to(tokens.device) for v in found))  # n of (B, answers) -> (B, answers, n)

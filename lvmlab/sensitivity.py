@@ -3,7 +3,7 @@
 The fixed prompts of a split, each changed in one way; ``plain`` is the prompt of three examples as they come.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -36,42 +36,33 @@ def recoloured(asked: Sentence, colours: tuple, examples_only: bool = False) -> 
     return replace(asked, pairs=[*pairs[:-1], asked.pairs[-1]]) if examples_only else Sentence(asked.task, encoding, pairs)
 
 
-def cases(tokenizer: Tokenizer, job: Job) -> dict[tuple[str, str], Callable[[], list[Sentence]]]:
-    """Every change of a job's prompts that makes sense for its task, by (group, name), the plain prompts first."""
+def changes(tokenizer: Tokenizer, job: Job) -> Iterator[tuple[str, str, list[Sentence]]]:
+    """Every change of a job's prompts that makes sense for its task: (group, name, prompts), the plain ones first."""
     task, k, plain = tasks.get(job.task), job.examples, prompts(job)
-    found = {("plain", f"{k} examples"): lambda: plain, ("codes", "of the labels"): lambda: plain}
-    found |= {("number", str(i)): lambda i=i: prompts(replace(job, examples=i)) for i in (1, 2, 3, 5, 7) if i != k}
+    yield "plain", f"{k} examples", plain
+    yield "codes", "of the labels", plain
+    yield from (("number", str(i), prompts(replace(job, examples=i))) for i in (1, 2, 3, 5, 7) if i != k)
     if task.sequence:
-        return found  # a clip has one order, and its own frames
+        return  # a clip has one order, and its own frames
     whole = prompts(replace(job, examples=PAIRS - 1))
-
-    def picked(of: list[Sentence], order: Callable[[int], list[int]]) -> list[Sentence]:
-        return [replace(s, pairs=[*(s.pairs[j] for j in order(i)), s.pairs[-1]]) for i, s in enumerate(of)]
-
-    def by_overlap(part: slice) -> list[Sentence]:
-        ranks = overlap(encoded(tokenizer, whole), tokenizer.tokens).argsort(dim=1, descending=True, stable=True)
-        return picked(whole, lambda i: sorted(ranks[i, part].tolist()))
-
-    found["order", "reversed"] = lambda: picked(plain, lambda i: range(k)[::-1])
-    found["order", "shuffled"] = lambda: picked(plain, lambda i: np.random.default_rng(i).permutation(k))
-    found["choice", "nearest"], found["choice", "farthest"] = lambda: by_overlap(slice(k)), lambda: by_overlap(slice(-k, None))
-    found["choice", "random"] = lambda: picked(whole, lambda i: np.random.default_rng(i).permutation(PAIRS - 1)[:k])
-    found["wrong", "task"] = lambda: prompts(replace(job, condition="wrong_task"))
+    ranks = overlap(encoded(tokenizer, whole), tokenizer.tokens).argsort(dim=1, descending=True, stable=True).tolist()
+    chance = [np.random.default_rng(i).permutation(PAIRS - 1).tolist() for i in range(len(whole))]
+    shuffled, drawn = [[j for j in c if j < k] for c in chance], [c[:k] for c in chance]
+    for group, name, orders in (("order", "reversed", [range(k)[::-1]] * len(whole)), ("order", "shuffled", shuffled), ("choice", "random", drawn),
+                                ("choice", "nearest", [sorted(r[:k]) for r in ranks]), ("choice", "farthest", [sorted(r[-k:]) for r in ranks])):
+        yield group, name, [replace(s, pairs=[*(s.pairs[j] for j in order), s.pairs[-1]]) for s, order in zip(whole, orders, strict=True)]
+    yield "wrong", "task", prompts(replace(job, condition="wrong_task"))
     if task.conflicting:
-        found["wrong", "colours"] = lambda: [recoloured(s, s.encoding.colours[::-1], True) for s in plain]
-        found["ground", "the paper's"] = lambda: [recoloured(s, PAPER) for s in plain]
+        yield "wrong", "colours", [recoloured(s, s.encoding.colours[::-1], True) for s in plain]
+        yield "ground", "the paper's", [recoloured(s, PAPER) for s in plain]
+        hues = [next(c for c in s.encoding.colours if c not in GROUNDS.values()) for s in plain]
         for name in ("black", "white", "grey", "teal"):  # teal is never seen in training; the other colour stays
-            found["ground", name] = lambda ground=GROUNDS[name]: [recoloured(s, (_hue(s), ground)) for s in plain]
-    return found
+            yield "ground", name, [recoloured(s, (hue, GROUNDS[name])) for s, hue in zip(plain, hues, strict=True)]
 
 
-def _hue(asked: Sentence) -> tuple[int, int, int]:
-    return next(c for c in asked.encoding.colours if c not in GROUNDS.values())
-
-
-def measure(lvm: LVM, tokenizer: Tokenizer, job: Job, found: dict[tuple[str, str], Callable]) -> Iterator[dict]:
-    """A row for each of `cases` as it is done: those of `lvmlab.evaluate.Scorer.rows`, with ``group`` and ``name``; may be left at any time."""
-    for (group, name), make in found.items():
-        scorer = Scorer(job, tokenizer, make())
+def measure(lvm: LVM, tokenizer: Tokenizer, job: Job) -> Iterator[dict]:
+    """A row for each of `changes` as it is done: those of `lvmlab.evaluate.Scorer.rows`, with ``group`` and ``name``; may be left at any time."""
+    for group, name, sentences in changes(tokenizer, job):
+        scorer = Scorer(job, tokenizer, sentences)
         tokens = answer(lvm, scorer.tokens, tokenizer.tokens, job.answers, constrained=group == "codes")
         yield scorer.rows(scorer.scores(picture(tokenizer, tokens)), "", 0.0)[0] | {"group": group, "name": name}

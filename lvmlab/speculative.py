@@ -5,6 +5,7 @@ the small one drafts; greedy answers are the large one's own.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lvmlab.lvm import LVM
@@ -19,37 +20,34 @@ def speculate(lvm: LVM, draft: LVM, tokens: Tensor, n: int, *, ahead: int = 4, g
     draft: a model of the same codes. ahead: tokens drafted before each pass. Options as in `lvmlab.prompting.complete_tokens`; chance needs a
     generator on the CPU. Raises ValueError where the models differ in codes, for more than one prompt, and as `complete_tokens` does.
     """
-    warp = warpers(generator=generator, answers=1, **options)
+    warp = warpers(generator=generator, **options)
     if draft.codes != lvm.codes or len(tokens) != 1 or ahead < 1:
-        raise ValueError(f"{len(tokens)} prompts, {ahead} tokens ahead, models of {lvm.codes} and {draft.codes} codes: give one prompt, at least "
-                         "1 token ahead, and models that speak the same codes")
+        raise ValueError(f"{len(tokens)} prompts, ahead={ahead}, models of {lvm.codes} and {draft.codes} codes: give one prompt, at least 1 token "
+                         "ahead, and models that speak the same codes")
     large, small = (Prefilled(model, tokens, n) for model in (lvm, draft))
 
-    def law(logits: Tensor) -> Tensor:  # (places, codes): what is drawn from, or where nothing is, all on the likeliest
-        if generator is None:
-            return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-        return warp(None, logits).softmax(-1).cpu()
+    def law(ready: Prefilled, hidden: Tensor) -> Tensor:  # (places, codes): what is drawn from; where nothing is, all on the likeliest
+        logits = ready.decoder.logits(hidden[0])
+        return warp(None, logits).softmax(-1).cpu() if generator else F.one_hot(logits.argmax(-1), logits.shape[-1]).float().cpu()
 
     def draw(p: Tensor) -> int:
-        return int(p.argmax() if generator is None else torch.multinomial(p, 1, generator=generator))
+        return int(torch.multinomial(p, 1, generator=generator) if generator else p.argmax())
 
-    ids, drafted, kept = [draw(law(large.decoder.logits(large.hidden)[0])[0])], 0, 0
+    ids, drafted, kept = [draw(law(large, large.hidden)[0])], 0, 0
     while len(ids) < n:
-        count, q = min(ahead, n - len(ids) - 1), []
-        proposed = list(ids)
+        count, proposed, q = min(ahead, n - len(ids) - 1), list(ids), []
         for _ in range(count):
-            q.append(law(small.decoder.logits(small.read(proposed)[:, -1]))[0])
+            q.append(law(small, small.read(proposed))[-1])
             proposed.append(draw(q[-1]))
-        p = law(large.decoder.logits(large.read(proposed)[0]))  # (count + 1, codes)
+        p, drafted = law(large, large.read(proposed)), drafted + count  # (count + 1, codes)
         for i, code in enumerate(proposed[len(ids) :]):
-            if generator is None and p[i, code] == 0 or generator and torch.rand((), generator=generator) * q[i][code] >= p[i, code]:
+            if (torch.rand((), generator=generator) if generator else 0.5) * q[i][code] > p[i, code]:
                 ids.append(draw((p[i] - q[i]).clamp(min=0)))
                 break
             ids.append(code)
             kept += 1
         else:
             ids.append(draw(p[-1]))
-        drafted += count
         for ready in (large, small):  # what was refused is forgotten; the last token is not read yet
             ready.memory.filled = min(ready.memory.filled, ready.length + len(ids) - 1)
-    return torch.tensor(ids[:n]), kept / max(1, drafted)
+    return torch.tensor(ids), kept / max(1, drafted)

@@ -1,9 +1,9 @@
 """What the prompt studio shows, as plain figures: entropy, alternatives and attention of one answer, and what an answer hangs on."""
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lvmlab.plots.arms import differences_chart
 from lvmlab.plots.tokenizer import _axes
 from lvmlab.sentences import Sentence
 
@@ -42,18 +42,6 @@ def attention_map(asked: Sentence, answer: np.ndarray, weights: np.ndarray, toke
 
 
 def sensitivity_chart(rows: list[dict]) -> Figure:
-    """Rows of `lvmlab.sensitivity.measure`: the skill of each change with its 95 % interval over sources; the plain prompt as a band."""
-    figure = Figure(figsize=(8.4, 1.0 + 0.21 * len(rows)), dpi=80, facecolor="white", layout="constrained")  # not pyplot's: drawn in a thread
-    axis, shown = FigureCanvasAgg(figure).figure.subplots(), [r for r in rows if r["skill"] is not None]
-    for place, row in enumerate(shown):
-        plain = row["group"] == "plain"
-        axis.plot([row["skill_low"], row["skill_high"]], [place, place], color="black" if plain else "#0072b2")
-        axis.plot(row["skill"], place, "o", ms=5, color="black" if plain else "#0072b2")
-        if plain:
-            axis.axvspan(row["skill_low"], row["skill_high"], color="grey", alpha=0.15, lw=0)
-    axis.axvline(0, color="grey", lw=1)
-    axis.set_yticks(range(len(shown)), [f"{r['group']}: {r['name']}" for r in shown], fontsize=9)
-    axis.set_xlabel("skill (0: best floor, 1: ceiling), 95 % over sources", fontsize=9)
-    axis.grid(axis="x", alpha=0.3)
-    axis.invert_yaxis()
-    return figure
+    """Rows of `lvmlab.sensitivity.measure`: the skill of each change with its 95 % interval over sources."""
+    found = {f"{r['group']}: {r['name']}": (r["skill"], r["skill_low"], r["skill_high"]) for r in rows if r["skill"] is not None}
+    return differences_chart({rows[0]["task"]: found}, "skill (0: best floor, 1: ceiling), 95 % over sources", height=0.24)

@@ -16,9 +16,10 @@ function answerPart(studio) {
   const said = h("span", { role: "status" });
   const error = h("p", { role: "alert", className: "lvm-error" });
   const node = h("section", { "aria-label": "Answer" },
-    h("div", { className: "lvm-bar" }, field("Model", who), field("Codes", how), field("Temperature", temperature), field("Top-k", topK), field("Top-p", topP),
-      field("Answers", answers), field("Seed", seed), field("Labels' codes only", constrained, "Only codes that occur in the prompt's labels may be written")),
-    h("div", { className: "lvm-bar" }, go, stop, bar, said), error);
+    h("div", { className: "lvm-bar" }, field("Model", who), field("Decoding", how), field("Temperature", temperature), field("Top-k", topK), field("Top-p", topP),
+      field("Answers", answers), field("Seed", seed)),
+    h("div", { className: "lvm-bar" }, go, stop, field("Labels' codes only", constrained, "Only codes that occur in the prompt's labels may be written"),
+      bar, said), error);
 
   function allow() {
     for (const control of [temperature, topK, topP, answers, seed]) control.disabled = how.value === "greedy";

@@ -11,8 +11,7 @@ function insidePanel(studio) {
   const node = h("div", { className: "lvm-panel lvm-inside" },
     h("div", {}, h("div", { className: "lvm-bar" }, field("Laid over", overlay), field("Answer", sample)), map, legend),
     h("div", { className: "lvm-wide" }, place,
-      h("div", { className: "lvm-bar" }, field("Attention of layer", layer), field("head", head)), shares),
-    versions);
+      h("div", { className: "lvm-bar" }, field("Attention of layer", layer), field("head", head)), shares, versions));
 
   function attend() {
     Object.assign(ui, { layer: layer.value, head: head.value });
@@ -50,11 +49,19 @@ function insidePanel(studio) {
     const ends = { entropy: ["0", `${most.toFixed(1)} nats`], p: ["probability 1", "0"] }[overlay.value];
     fill(legend, ends && [ends[0], h("i", { style: `background:linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map((v) => shade(v)).join(",")})` }), ends[1]]);
     here(looked, answer);
-    versions.hidden = !answer.first.length;
-    fill(versions, answer.first.length > 0 && [
-      h("figure", { className: "lvm-card" }, picture(answer.first[Math.min(ui.sample, answer.first.length - 1)], "The first answer", { grid }), h("figcaption", {}, "first answer")),
+    const first = answer.first && ui.first;
+    fill(versions, first && [
+      h("figure", { className: "lvm-card" }, picture(first, "The first answer", { grid }), h("figcaption", {}, "first answer")),
       h("figure", { className: "lvm-card" }, picture(found.picture, "With your token", { grid, done: answer.done }), h("figcaption", {}, "with your token")),
       button("Back to the first", () => act("back"), { "data-key": "back" })]);
+  }
+
+  // The answer as it is now is the first one, unless a token was chosen in it already.
+  function choose(place, code) {
+    const answer = model.get("answer");
+    if (!answer.first) ui.first = answer.samples[ui.sample].picture;
+    act("choose", { sample: ui.sample, place, code });
+    ui.sample = 0;
   }
 
   function here(looked, answer) {
@@ -68,7 +75,7 @@ function insidePanel(studio) {
     fill(place,
       h("p", {}, h("strong", {}, `Row ${Math.floor(at / grid) + 1}, column ${(at % grid) + 1}`), `: what could stand there. Press one, and the rest is written again after it.`),
       h("div", { className: "lvm-cards" }, looked.alternatives.map(({ code, p, picture: base64 }) => button([picture(base64, "", { grid: 3 }), h("span", {}, percent(p))],
-        () => act("choose", { sample: ui.sample, place: at, code }).then(() => { ui.sample = 0; }),
+        () => choose(at, code),
         { className: "lvm-code", "aria-label": `Code ${code}, probability ${percent(p)}`, "aria-pressed": String(code === answer.samples[ui.sample].codes[at]), "data-key": `code-${code}` }))));
     const names = (count, text) => Array.from({ length: count }, (_, i) => [String(i), `${i + 1} ${text}`.trim()]);
     const keep = (select, options, value) => { fill(select, options.map(([v, t]) => h("option", { value: v, selected: v === value }, t))); };
@@ -77,7 +84,7 @@ function insidePanel(studio) {
     head.disabled = ui.layer === "all";
     const count = model.get("prompt").examples.length, sums = studio.sums(), total = sums.reduce((a, b) => a + b, 0) || 1;
     const part = (which) => percent(sums.filter((_, i) => which(i)).reduce((a, b) => a + b, 0) / total);
-    fill(shares, `Drawn over the prompt above in orange. It looked at the examples' images ${part((i) => i < 2 * count && i % 2 === 0)}, their labels `,
+    fill(shares, `In the prompt above, what it looked at stays bright: the examples' images ${part((i) => i < 2 * count && i % 2 === 0)}, their labels `,
       `${part((i) => i < 2 * count && i % 2 === 1)}, the query ${part((i) => i === 2 * count)}, its own answer ${part((i) => i === 2 * count + 1)}.`);
   }
 

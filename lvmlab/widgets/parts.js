@@ -47,7 +47,7 @@ function shade(value, alpha = 1) {
   return `rgba(${mixed.join(",")},${alpha})`;
 }
 
-// A picture; `done` covers what is not written yet, `heat` (grid * grid values in 0..1) is laid over it.
+// A picture; `done` covers what is not written yet, where `heat` (grid * grid values in 0..1) is low it is dark.
 function picture(base64, alt, { grid = 8, done = grid * grid, heat } = {}) {
   const box = h("span", { className: "lvm-picture" });
   box.append(base64 ? h("img", { src: source(base64), alt, draggable: false }) : h("span", { className: "lvm-empty", role: "img", "aria-label": alt }));
@@ -60,7 +60,7 @@ function picture(base64, alt, { grid = 8, done = grid * grid, heat } = {}) {
     const canvas = h("canvas", { width: grid, height: grid, className: "lvm-heat" });
     const pen = canvas.getContext("2d");
     heat.forEach((value, i) => {
-      pen.fillStyle = `rgba(255, 110, 0, ${0.85 * value})`;
+      pen.fillStyle = `rgba(0, 0, 0, ${0.8 * (1 - value)})`;
       pen.fillRect(i % grid, Math.floor(i / grid), 1, 1);
     });
     box.append(canvas);
@@ -73,4 +73,21 @@ function scored(row) {
   if (!row) return "";
   const best = `${row.metric} ${row.score.toFixed(2)}, ceiling ${row.ceiling.toFixed(2)}, best floor ${row.floors[row.best_floor].toFixed(2)}`;
   return `${best} (${row.best_floor})${row.skill === null ? "" : `: skill ${row.skill.toFixed(2)}`}`;
+}
+
+// Numbers in [0, 1) from a seed (mulberry32), so that a shuffle can be had again.
+function chance(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+function svg(tag, props, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }

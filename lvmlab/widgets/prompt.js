@@ -23,8 +23,8 @@ function promptPart(studio) {
   const node = h("section", { "aria-label": "Prompt" },
     h("div", { className: "lvm-bar" },
       field("Task", task), field("Prompt", index, "Which of mini-world's val prompts"), field("Examples", examples),
-      button("Shuffle", () => act("shuffle", { seed: Number(seed.value) }), { "data-key": "shuffle" }), field("by seed", seed),
-      h("span", { className: "lvm-field" }, h("span", {}, "Labels"), foreground, " on ", background),
+      button("Shuffle", shuffle, { "data-key": "shuffle" }), field("seed", seed),
+      h("span", { className: "lvm-field", title: "The labels' two colours" }, foreground, " on ", background),
       button("Recolour", () => recolour([rgb(foreground.value), rgb(background.value)]), { "data-key": "recolour" }),
       button("Pink on black", () => recolour(choices.paper), { title: "The colours of DeLVM's paper", "data-key": "paper" })),
     strip, tools, upload, dialog);
@@ -74,6 +74,16 @@ function promptPart(studio) {
     act("arrange", { order, swapped });
   }
 
+  function shuffle() {
+    const draw = chance(Number(seed.value));
+    arrange((order) => {
+      for (let i = order.length - 1; i > 0; i--) {
+        const j = Math.floor(draw() * (i + 1));
+        [order[i], order[j]] = [order[j], order[i]];
+      }
+    });
+  }
+
   function move(by) {
     const count = model.get("prompt").examples.length, to = (ui.at + by + count) % count;
     const from = ui.at;
@@ -107,7 +117,7 @@ function promptPart(studio) {
       ],
       button("Paint…", () => paint(dialog, studio, ui.at, ui.side, ui.at < count ? prompt.examples[ui.at][ui.side === "image" ? 0 : 1] : prompt.query, prompt.colours && prompt.colours.map(hex)), { "data-key": "paint" }),
       button("Upload…", () => upload.click(), { "data-key": "upload" }),
-      h("span", { className: "lvm-hint" }, "or drop or paste a picture of your own onto it"));
+      h("span", { className: "lvm-hint" }, "or drop, or paste, a picture onto it"));
   }
 
   node.addEventListener("paste", (event) => {
@@ -119,7 +129,7 @@ function promptPart(studio) {
 
 // A picture painted by hand: with the pointer, or with arrow keys and space.
 function paint(dialog, studio, at, side, base64, colours) {
-  const back = document.activeElement, size = 64, scale = 5, at64 = { x: 32, y: 32 };
+  const back = document.activeElement, size = 64, scale = 5, brush = { x: 32, y: 32 };
   const canvas = h("canvas", { width: size, height: size, tabIndex: 0, className: "lvm-canvas", role: "application",
     "aria-label": "Canvas: arrow keys move the brush, space paints, shift with space fills" });
   const pen = canvas.getContext("2d"), cursor = h("i", { className: "lvm-cursor" });
@@ -129,16 +139,16 @@ function paint(dialog, studio, at, side, base64, colours) {
   image.src = source(base64);
   const place = () => {
     const w = Number(width.value);
-    cursor.style.cssText = `left:${(at64.x - w / 2) * scale}px;top:${(at64.y - w / 2) * scale}px;width:${w * scale}px;height:${w * scale}px`;
+    cursor.style.cssText = `left:${(brush.x - w / 2) * scale}px;top:${(brush.y - w / 2) * scale}px;width:${w * scale}px;height:${w * scale}px`;
   };
   const dab = () => {
     pen.fillStyle = ink.value;
-    pen.fillRect(Math.round(at64.x - width.value / 2), Math.round(at64.y - width.value / 2), Number(width.value), Number(width.value));
+    pen.fillRect(Math.round(brush.x - width.value / 2), Math.round(brush.y - width.value / 2), Number(width.value), Number(width.value));
   };
   const fillAll = () => { pen.fillStyle = ink.value; pen.fillRect(0, 0, size, size); };
   const follow = (event) => {
     const box = canvas.getBoundingClientRect();
-    Object.assign(at64, { x: ((event.clientX - box.left) / box.width) * size, y: ((event.clientY - box.top) / box.height) * size });
+    Object.assign(brush, { x: ((event.clientX - box.left) / box.width) * size, y: ((event.clientY - box.top) / box.height) * size });
     place();
     if (event.buttons) dab();
   };
@@ -146,7 +156,7 @@ function paint(dialog, studio, at, side, base64, colours) {
   canvas.addEventListener("pointermove", follow);
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [-2, 0], ArrowRight: [2, 0], ArrowUp: [0, -2], ArrowDown: [0, 2] }[event.key];
-    if (step) Object.assign(at64, { x: Math.min(64, Math.max(0, at64.x + step[0])), y: Math.min(64, Math.max(0, at64.y + step[1])) });
+    if (step) Object.assign(brush, { x: Math.min(64, Math.max(0, brush.x + step[0])), y: Math.min(64, Math.max(0, brush.y + step[1])) });
     else if (event.key === " ") (event.shiftKey ? fillAll : dab)();
     else return;
     event.preventDefault();

@@ -77,7 +77,7 @@ class Session:
     def set(self, asked: Sentence, known: bool) -> None:
         """Another prompt, and whether its last label is the query's truth; what was answered before is gone."""
         self.tokens = encoded(self.tokenizer, [asked])[:, : -self.n]  # (1, T)
-        self.asked, self.known, self.found, self.first, self._ready, self._scorer = asked, known, None, None, (None, None), None
+        self.asked, self.known, self.found, self.first, self._ready = asked, known, None, None, (None, None)
 
     def arrange(self, order: Sequence[int], swapped: Sequence[int] = ()) -> None:
         """The examples in a new order, by their numbers now; one left out is removed, one beyond the last is added; image and label of the
@@ -89,10 +89,6 @@ class Session:
         kept = [Pair(there[i].label, there[i].image) if i in swapped else there[i] for i in order]
         self._spare = [pair for i, pair in enumerate(there) if i not in order]
         self.set(replace(self.asked, pairs=[*kept, query]), self.known)
-
-    def shuffle(self, seed: int = 0) -> None:
-        """The examples in an order drawn by the seed."""
-        self.arrange(np.random.default_rng(seed).permutation(len(self.asked.pairs) - 1).tolist())
 
     def put(self, source: images.Source, at: int, side: str) -> None:
         """A picture of the user's as the ``side``, image or label, of pair ``at``; of the last, the query, the truth is then unknown."""
@@ -146,9 +142,8 @@ class Session:
 
     def rows(self, pictures: np.ndarray) -> list[dict]:
         """Each picture's score with ceiling, floors and skill (rows of `lvmlab.evaluate.Scorer`); none where the truth is not known."""
-        if self.known and self._scorer is None:
-            self._scorer = Scorer(Job(self.asked.task, prompts=1, split=SPLIT), self.tokenizer, [self.asked])
-        return [self._scorer.rows(self._scorer.scores(picture[None]), "", 0.0)[0] for picture in pictures] if self.known else []
+        scorer = Scorer(Job(self.asked.task, prompts=1, split=SPLIT), self.tokenizer, [self.asked]) if self.known else None
+        return [scorer.rows(scorer.scores(picture[None]), "", 0.0)[0] for picture in pictures] if scorer else []
 
     def inside(self, sample: int, place: int) -> tuple:
         """At a place of an answer: what else could stand there (`lvmlab.prompting.alternatives`), and what the position that predicted it

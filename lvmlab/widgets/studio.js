@@ -1,14 +1,14 @@
 // The studio: its parts, its tabs, and the way between them and the kernel.
 
 function render({ model, el }) {
-  const ui = { at: 0, side: "label", sample: 0, place: undefined, layer: "all", head: "all", tab: "answers", sent: false, fault: "" };
+  const ui = { at: 0, side: "label", sample: 0, place: undefined, layer: "all", head: "all", tab: "answers", first: "", sent: false, fault: "" };
   const studio = { model, ui, parts: {}, act, fail, heat, sums };
   const parts = Object.assign(studio.parts, { answer: answerPart(studio), prompt: promptPart(studio), answers: answersPanel(studio), inside: insidePanel(studio),
     compare: comparePanel(studio), sensitivity: sensitivityPanel(studio), take: takePanel(studio) });
   const names = { answers: "Answer", inside: "Inside", compare: "Compare", sensitivity: "Sensitivity", take: "Take away" };
 
-  // Returns when the message is on its way; Python does one thing after another.
-  async function act(name, given = {}, buffer = undefined) {
+  // Python does one thing after another.
+  function act(name, given = {}, buffer = undefined) {
     Object.assign(ui, { fault: "", sent: name !== "stop" });
     parts.answer.status();
     model.send({ do: name, ...given }, undefined, buffer ? [new DataView(buffer)] : undefined);

@@ -9,7 +9,6 @@ thing after another, and a computation stops between two steps where something e
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +19,10 @@ from traitlets import Dict
 
 from lvmlab import sensitivity, tasks
 from lvmlab.evaluate import Job
-from lvmlab.plots.prompts import sheet
-from lvmlab.plots.studio import sensitivity_chart
 from lvmlab.widgets.session import SPLIT, Answer, Session, png
 
-HERE = Path(__file__).parent
-EVERY = 0.12  # seconds between two pictures of a growing answer
-EDITS = ("draw", "arrange", "shuffle", "put", "recolour", "back")  # methods of the session that take no time
+HERE, SHOWN = Path(__file__).parent, 4  # tokens between two pictures of a growing answer
+EDITS = ("draw", "arrange", "put", "recolour", "back")  # methods of the session that take no time
 Progress = Iterator[tuple[int, int, str]]  # steps done, of how many, and what is said of it
 
 
@@ -52,7 +48,7 @@ class Studio(anywidget.AnyWidget):
     def act(self, do: str, **given) -> "Studio":
         """One action by its name and what it needs, in the background, after what was asked before; a computation that is under way stops.
 
-        The session's draw, arrange, shuffle, put, recolour, choose and back; answer, look (inside), contrast (models), vary (sensitivity),
+        The session's draw, arrange, put, recolour, choose and back; answer, look (inside), contrast (models), vary (sensitivity),
         take (away), open (a recipe); stop.
         """
         self._stop.set()
@@ -72,7 +68,7 @@ class Studio(anywidget.AnyWidget):
         try:
             for done, of, said in self._steps(do, given):
                 self.status, end = {"busy": do, "done": done, "of": of, "said": said}, {"said": said}
-                if stop.is_set() and done < of:
+                if stop.is_set() and done != of:
                     end = {"said": f"Stopped after {done} of {of}."}
                     break
         except Exception as error:
@@ -105,19 +101,13 @@ class Studio(anywidget.AnyWidget):
 
     def _do_vary(self, model: str, prompts: int = 16) -> Progress:
         session, rows, job = self.session, [], Job(self.session.asked.task, prompts=prompts, split=SPLIT)
-        found = sensitivity.cases(session.tokenizer, job)
-        yield 0, len(found), f"{len(found)} changes of {prompts} prompts"
-        for row in sensitivity.measure(session.lvm(model), session.tokenizer, job, found):
-            rows.append(row)
-            (canvas := sensitivity_chart(rows).canvas).draw()
-            self.sensitivity = {"rows": rows, "task": job.task, "model": model, "picture": png(np.asarray(canvas.buffer_rgba()))}
-            yield len(rows), len(found), f"{row['group']}: {row['name']}"
+        for row in sensitivity.measure(session.lvm(model), session.tokenizer, job):
+            rows = [*rows, row | {"model": model}]
+            self.sensitivity = {"rows": rows}
+            yield len(rows), 0, f"{row['group']}: {row['name']}"
 
     def _do_take(self) -> None:
-        session, recipe = self.session, self.session.recipe()
-        answers = {f"answer {i + 1}": picture for i, picture in enumerate(session.pictures(session.found))}
-        shown = sheet([(f"{session.asked.task}, {session.found.model}", [session.asked], [answers])], columns=1, scale=2)
-        self.taken = {"picture": png(np.asarray(shown)), "recipe": recipe}
+        self.taken = {"recipe": self.session.recipe()}
 
     def _do_open(self, source: bytes) -> Progress:
         said = self.session.replay(source)
@@ -126,15 +116,14 @@ class Studio(anywidget.AnyWidget):
         yield 1, 1, said
 
     def _growing(self, answers: Iterator[Answer]) -> Progress:
-        self.inside, shown = {}, 0.0
+        self.inside, found = {}, None
         try:
             for found in answers:
-                if time.perf_counter() - shown > EVERY:
+                if len(found.steps) % SHOWN == 0:
                     self._show_answer()
-                    shown = time.perf_counter()
                 yield len(found.steps), self.session.n, f"{found.model} answers"
         finally:  # also where it is stopped
-            if self.session.found:
+            if found and len(found.steps) % SHOWN:
                 self._show_answer()
         yield 1, 1, f"{found.model} answered in {found.seconds:.2f} s."
 
@@ -146,12 +135,11 @@ class Studio(anywidget.AnyWidget):
         self.answer, self.inside, self.compare, self.taken = {}, {}, {}, {}
 
     def _show_answer(self) -> None:
-        found, first, whole = self.session.found, self.session.first, len(self.session.found.steps) == self.session.n
-        pictures = self.session.pictures(found)
+        found, whole, pictures = self.session.found, len(self.session.found.steps) == self.session.n, self.session.pictures(self.session.found)
         parts = zip(pictures, *(found.of(name) for name in ("ids", "logprobs", "entropies")), strict=True)
         samples = [{"picture": png(p), "codes": ids.tolist(), "p": _short(log.exp()), "entropy": _short(h)} for p, ids, log, h in parts]
         self.answer = {"done": len(found.steps), "of": self.session.n, "model": found.model, "seconds": found.seconds, "samples": samples,
-                       "first": [png(p) for p in self.session.pictures(first)] if first else []} | self._judged(pictures, whole)  # fmt: skip
+                       "first": bool(self.session.first)} | self._judged(pictures, whole)  # fmt: skip
 
     def _judged(self, pictures: np.ndarray, whole: bool = True) -> dict:
         """The mean of the answers, and the scores of the mean and, where there are several, of each."""
