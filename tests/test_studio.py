@@ -255,7 +255,8 @@ def test_the_widget_shows_what_the_session_has(studio, session):
     studio.act("back").wait()
     assert not studio.answer["first"] and len(studio.answer["samples"]) == 2
     studio.act("contrast", models=["one", "two"]).wait()
-    assert [row["model"] for row in studio.compare["rows"]] == ["one", "two"] and studio.compare["rows"][0]["mean"] != studio.compare["rows"][1]["mean"]
+    one, two = studio.compare["rows"]
+    assert (one["model"], two["model"]) == ("one", "two") and one["mean"] != two["mean"]
     studio.act("take").wait()
     studio.act("draw", task="pose", index=1, examples=2).wait()
     assert studio.prompt["task"] == "pose" and studio.answer == {} and len(studio.prompt["examples"]) == 2
