@@ -149,10 +149,9 @@ class Prefilled:
     @torch.inference_mode()
     def read(self, ids: list[int]) -> Tensor:
         """Of the tokens ``ids`` after one prompt those that are not in memory yet, in one pass: their hidden states (1, new, width)."""
-        start, until = self.memory.filled, self.length + len(ids)
-        places = torch.arange(start, until, device=self.lvm.device)
-        mask = torch.arange(until, device=self.lvm.device) <= places[:, None]  # (new, keys)
-        return self.decoder.step(torch.tensor([ids[start - self.length :]], device=self.lvm.device), places, self.memory, mask[None, None])
+        start, keys = self.memory.filled, torch.arange(self.length + len(ids), device=self.lvm.device)
+        new = torch.tensor([ids[start - self.length :]], device=self.lvm.device)
+        return self.decoder.step(new, keys[start:], self.memory, (keys <= keys[start:, None])[None, None])  # the mask is (1, 1, new, keys)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,7 @@ def speculate(lvm: LVM, draft: LVM, tokens: Tensor, n: int, *, ahead: int = 4, g
     """
     warp = warpers(generator=generator, **options)
     if draft.codes != lvm.codes or len(tokens) != 1 or ahead < 1:
-        raise ValueError(f"{len(tokens)} prompts, ahead={ahead}, models of {lvm.codes} and {draft.codes} codes: give one prompt, at least 1 token "
-                         "ahead, and models that speak the same codes")
+        raise ValueError(f"{len(tokens)} prompts, ahead={ahead}, {lvm.codes} and {draft.codes} codes: give one prompt, ahead over 0, the same codes")
     large, small = (Prefilled(model, tokens, n) for model in (lvm, draft))
 
     def law(ready: Prefilled, hidden: Tensor) -> Tensor:  # (places, codes): what is drawn from; where nothing is, all on the likeliest

@@ -260,7 +260,7 @@ def test_the_widget_shows_what_the_session_has(studio, session):
     studio.act("take").wait()
     studio.act("draw", task="pose", index=1, examples=2).wait()
     assert studio.prompt["task"] == "pose" and studio.answer == {} and len(studio.prompt["examples"]) == 2
-    studio.act("open", source=studio.session.recipe().encode() if session.found else b"{}").wait()
+    studio.act("replay", source=studio.session.recipe().encode() if session.found else b"{}").wait()
     assert "Take away" in studio.status["error"]
 
 

@@ -19,8 +19,7 @@ def _row(pictures: np.ndarray, titles: list[str], side: float = 1.2) -> tuple[Fi
 def entropy_map(picture: np.ndarray, entropies: np.ndarray, title: str = "answer") -> Figure:
     """An answer uint8 (S, S, 3) beside the entropy of each of its tokens, (N,) in nats."""
     figure, axes = _row([picture, picture], [title, "entropy of each token, nats"], 2.6)
-    drawn = axes[1].imshow(np.reshape(entropies, (round(len(entropies) ** 0.5), -1)), vmin=0, extent=(0, 1, 0, 1))
-    figure.colorbar(drawn, ax=axes[1], shrink=0.8)
+    figure.colorbar(axes[1].imshow(np.reshape(entropies, (round(len(entropies) ** 0.5), -1)), vmin=0, extent=(0, 1, 0, 1)), ax=axes[1], shrink=0.8)
     return figure
 
 
@@ -36,8 +35,9 @@ def attention_map(asked: Sentence, answer: np.ndarray, weights: np.ndarray, toke
     maps = np.pad(weights, (0, len(pictures) * tokens - len(weights))).reshape(-1, grid, grid)
     figure, axes = _row(pictures, [f"{name}\n{heat.sum():.0%}" for name, heat in zip(names, maps, strict=True)])
     for axis, heat in zip(axes, maps, strict=True):
-        # square roots: one token can hold most of the weight, and the others are to be seen beside it
-        axis.imshow(heat, cmap="inferno", alpha=0.7 * np.sqrt(heat / maps.max()), vmin=0, vmax=maps.max(), extent=(0, 1, 0, 1))
+        # dark where it did not look; the brightest are the top hundredth, for one token can hold most of the weight
+        dark = 0.75 * (1 - np.sqrt(np.clip(heat / np.quantile(weights, 0.99), 0, 1)))
+        axis.imshow(np.zeros((grid, grid)), cmap="gray", vmin=0, alpha=dark, extent=(0, 1, 0, 1))
     return figure
 
 

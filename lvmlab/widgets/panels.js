@@ -70,7 +70,7 @@ function takePanel(studio) {
   const file = h("input", { type: "file", accept: ".json,application/json", className: "lvm-hidden", tabIndex: -1, "aria-hidden": "true", onchange: async () => {
     const chosen = file.files[0];
     file.value = "";
-    if (chosen) act("open", {}, await chosen.arrayBuffer());
+    if (chosen) act("replay", {}, await chosen.arrayBuffer());
   } });
   const links = h("span", { className: "lvm-bar" });
   const copy = button("Copy the cell", async () => {

@@ -60,7 +60,7 @@ function picture(base64, alt, { grid = 8, done = grid * grid, heat } = {}) {
     const canvas = h("canvas", { width: grid, height: grid, className: "lvm-heat" });
     const pen = canvas.getContext("2d");
     heat.forEach((value, i) => {
-      pen.fillStyle = `rgba(0, 0, 0, ${0.8 * (1 - value)})`;
+      pen.fillStyle = `rgba(0, 0, 0, ${0.75 * (1 - value)})`;
       pen.fillRect(i % grid, Math.floor(i / grid), 1, 1);
     });
     box.append(canvas);

@@ -60,8 +60,7 @@ class Session:
 
     def lvm(self, name: str) -> LVM:
         """A model by its name, a shipped one or a checkpoint's folder; kept. Raises ValueError (CheckpointError)."""
-        lvm = self.models.get(name) or LVM.from_pretrained(name)
-        lvm.check_fits(self.tokenizer)
+        (lvm := self.models.get(name) or LVM.from_pretrained(name)).check_fits(self.tokenizer)
         self.models[name] = lvm
         return lvm
 
@@ -157,14 +156,14 @@ class Session:
     def recipe(self) -> str:
         """What to take away, as JSON: every picture (as PNG), model, options, the tokens that came, and by which versions and device."""
         found = self._answered()
-        kept = {"format": FORMAT, "asked": asdict(self.asked), "known": self.known, "model": found.model, "options": found.options,
-                "forced": found.forced, "tokens": found.of("ids").tolist(), "made": self._made(found.model)}  # fmt: skip
+        kept = {k: getattr(found, k) for k in ("model", "options", "forced")} | {"asked": asdict(self.asked), "known": self.known}
+        kept |= {"format": FORMAT, "tokens": found.of("ids").tolist(), "made": self._made(found.model)}
         return json.dumps(kept, default=lambda array: png(array) if array.dtype == np.uint8 else array.tolist())
 
-    def replay(self, text: str | bytes) -> str:
+    def replay(self, source: str | bytes) -> str:
         """A recipe's prompt and its answer anew, as ``found``; says whether it is the same answer, and what differs here."""
         try:
-            kept = json.loads(text)
+            kept = json.loads(source)
             pairs = [Pair(*(images.to_uint8(images.load(base64.b64decode(p[side]))) for side in ("image", "label")),
                           {k: np.array(v) if isinstance(v, list) else v for k, v in p["truth"].items()}, p["source"]) for p in kept["asked"]["pairs"]]
             asked, was = Sentence(kept["asked"]["task"], Encoding(**kept["asked"]["encoding"]), pairs), torch.tensor(kept["tokens"])
@@ -179,9 +178,8 @@ class Session:
         return f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}"
 
     def _made(self, model: str) -> dict[str, str]:
-        lvm, tokenizer = self.lvm(model), self.tokenizer
-        here = {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")} | {"device": describe(lvm.device)}
-        return here | {"precision": f"{lvm.llama.dtype}, {tokenizer.precision}", "model": lvm.fingerprint(), "tokenizer": tokenizer.fingerprint}
+        lvm, t, versions = self.lvm(model), self.tokenizer, {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")}
+        return versions | {"device": f"{describe(lvm.device)}, {lvm.llama.dtype}, {t.precision}", "model": lvm.fingerprint(), "tokenizer": t.fingerprint}
 
     def _answered(self, sample: int = 0, place: int = 0) -> Answer:
         if self.found is None:

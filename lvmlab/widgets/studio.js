@@ -28,10 +28,12 @@ function render({ model, el }) {
     return ui.head === "all" ? heads[0].map((_, i) => heads.reduce((sum, row) => sum + row[i], 0) / heads.length) : heads[Number(ui.head)];
   }
 
-  // Of the picture at a place in the prompt, laid over it; square roots, so that what is little shows beside what is much.
+  // Of the picture at a place in the prompt, in 0..1: the brightest are the top hundredth, for one token can hold most of the weight; square
+  // roots, so that what is little shows beside what is much.
   function heat() {
-    const found = weights(), n = model.get("prompt").grid ** 2, most = found && Math.max(...found, 1e-9);
-    return (at) => found && Array.from({ length: n }, (_, i) => Math.sqrt((found[at * n + i] || 0) / most));
+    const found = weights(), n = model.get("prompt").grid ** 2;
+    const most = found && Math.max([...found].sort((a, b) => b - a)[Math.floor(found.length / 100)], 1e-9);
+    return (at) => found && Array.from({ length: n }, (_, i) => Math.sqrt(Math.min(1, (found[at * n + i] || 0) / most)));
   }
 
   function sums() {

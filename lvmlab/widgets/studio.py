@@ -22,8 +22,8 @@ from lvmlab.evaluate import Job
 from lvmlab.widgets.session import SPLIT, Answer, Session, png
 
 HERE, SHOWN = Path(__file__).parent, 4  # tokens between two pictures of a growing answer
-EDITS = ("draw", "arrange", "put", "recolour", "back")  # methods of the session that take no time
-Progress = Iterator[tuple[int, int, str]]  # steps done, of how many, and what is said of it
+EDITS = ("draw", "arrange", "put", "recolour", "back", "replay")  # methods of the session that take little time
+Progress = Iterator[tuple[int, int, str]]  # steps done, of how many (0: not known), and what is said of it
 
 
 class Studio(anywidget.AnyWidget):
@@ -48,8 +48,8 @@ class Studio(anywidget.AnyWidget):
     def act(self, do: str, **given) -> "Studio":
         """One action by its name and what it needs, in the background, after what was asked before; a computation that is under way stops.
 
-        The session's draw, arrange, put, recolour, choose and back; answer, look (inside), contrast (models), vary (sensitivity),
-        take (away), open (a recipe); stop.
+        The session's draw, arrange, put, recolour, answer, choose, back and replay; look (inside), contrast (models), vary (sensitivity), take
+        (away); stop.
         """
         self._stop.set()
         if do != "stop":
@@ -80,8 +80,11 @@ class Studio(anywidget.AnyWidget):
         if do in ("answer", "choose"):
             yield from self._growing(getattr(self.session, do)(**given))
         elif do in EDITS:
-            getattr(self.session, do)(**given)
-            (self._show_answer if self.session.found else self._show_prompt)()
+            said = getattr(self.session, do)(**given)
+            self._show_prompt()
+            if self.session.found:
+                self._show_answer()
+            yield 1, 1, said or ""
         else:
             yield from getattr(self, f"_do_{do}")(**given) or ()
 
@@ -108,12 +111,6 @@ class Studio(anywidget.AnyWidget):
 
     def _do_take(self) -> None:
         self.taken = {"recipe": self.session.recipe()}
-
-    def _do_open(self, source: bytes) -> Progress:
-        said = self.session.replay(source)
-        self._show_prompt()
-        self._show_answer()
-        yield 1, 1, said
 
     def _growing(self, answers: Iterator[Answer]) -> Progress:
         self.inside, found = {}, None

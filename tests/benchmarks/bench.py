@@ -32,7 +32,8 @@ OUT = Path("runs/bench.json")
 ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
          "train.300m", "train.muon", "train.resumed", "kd.cached",
          "complete.answers", "generate.mini-student", "generate.mini-teacher", "generate.300m", "generate.second-answer",
-         "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory", "tokenize.mini", "tokenize.f16-8192", "import")
+         "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory",
+         "tokenize.mini", "tokenize.f16-8192", "import")
 REPEATS = {"world.render": 3, "import": 7}
 RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.store.build
 
