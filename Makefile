@@ -25,7 +25,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 
 test: $(READY) lint
-	$(BIN)/python -m pip install --quiet -e ".[video,lmdb,lora]"
+	$(BIN)/python -m pip install --quiet -e ".[video,lmdb,lora,browser]"
 	$(BIN)/python -m pytest
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then LVMLAB_SCALE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --nbval-current-env notebooks/*.ipynb; fi
 

@@ -39,10 +39,11 @@ class Plain:
         hidden = self.model(input_ids=tokens, cache=cache, use_cache=True).last_hidden_state[:, -1:]
         return Memory([(layer.keys[..., self.order], layer.values) for layer in cache.layers], room), hidden
 
-    def step(self, ids: Tensor, place: int, memory: "Memory", mask: Tensor | None = None) -> Tensor:
-        """The hidden states (B, A, width) of tokens (B, A) that all stand at ``place``; ``mask`` (B or 1, 1, A, keys) says what each sees."""
+    def step(self, ids: Tensor, place: int | Tensor, memory: "Memory", mask: Tensor | None = None) -> Tensor:
+        """The hidden states (B, A, width) of tokens (B, A) that stand at ``place``, one for all or (A,); ``mask`` (B or 1, 1, A, keys) says what
+        each sees."""
         cache = Cache(layers=[_Kept(memory, i) for i in range(self.count)])
-        places = ids.new_full((1, ids.shape[1]), place)
+        places = torch.as_tensor(place, device=ids.device).expand(1, ids.shape[1])
         hidden = self.model(input_ids=ids, cache=cache, use_cache=True, position_ids=places, attention_mask=mask).last_hidden_state
         memory.filled += ids.shape[1]
         return hidden
@@ -88,8 +89,8 @@ class Lean(Plain):
         return (layer.input_layernorm.weight, qkv, bias, a.o_proj.weight, a.o_proj.bias, layer.post_attention_layernorm.weight,
                 torch.cat([m.gate_proj.weight, m.up_proj.weight]), m.down_proj.weight)  # fmt: skip
 
-    def step(self, ids: Tensor, place: int, memory: "Memory", mask: Tensor | None = None) -> Tensor:
-        x, width, turn = F.embedding(ids, self.embedding), self.norm.shape[0], self.turns[place]
+    def step(self, ids: Tensor, place: int | Tensor, memory: "Memory", mask: Tensor | None = None) -> Tensor:
+        x, width, turn = F.embedding(ids, self.embedding), self.norm.shape[0], self.turns[place].unsqueeze(-2)  # (1 or A, 1, head width / 2)
         batch, answers = ids.shape
         for layer, (norm_1, qkv, bias, out, out_bias, norm_2, gate_up, down) in enumerate(self.layers):
             parts = F.linear(F.rms_norm(x, (width,), norm_1, self.eps), qkv, bias).view(batch, answers, 3 * self.heads, -1)

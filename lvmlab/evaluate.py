@@ -21,7 +21,7 @@ from lvmlab.checks import check_fields
 from lvmlab.files import write_file
 from lvmlab.images import from_uint8, to_uint8
 from lvmlab.lvm import LVM
-from lvmlab.prompting import complete_tokens
+from lvmlab.prompting import complete_tokens, label_ids
 from lvmlab.sentences import PAIRS, Sentence, sentence
 from lvmlab.tokenizer import Tokenizer
 from lvmlab.world import Sources, default
@@ -118,12 +118,15 @@ def encoded(tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 50) ->
     return torch.cat([tokenizer.encode(from_uint8(np.concatenate([s.pictures() for s in part]))).view(len(part), -1) for part in parts])
 
 
-def answer(lvm: LVM, tokens: torch.Tensor, n: int, answers: int = ANSWERS, batch: int = 50) -> torch.Tensor:
-    """Answers in the place of the last ``n`` of ``tokens`` (B, T): (B, answers, n), sampled from a fixed seed; greedy where one is asked for."""
+def answer(lvm: LVM, tokens: torch.Tensor, n: int, answers: int = ANSWERS, batch: int = 50, constrained: bool = False) -> torch.Tensor:
+    """Answers in the place of the last ``n`` of ``tokens`` (B, T): (B, answers, n), sampled from a fixed seed; greedy where one is asked for.
+
+    constrained: to the ids that occur in each prompt's own labels.
+    """
     found = []
     for i, part in enumerate(tokens[:, :-n].split(batch)):
         options = {"sample": True, "generator": torch.Generator().manual_seed(i * batch), "answers": answers} if answers > 1 else {}
-        found.append(complete_tokens(lvm, part, n, **options).tokens)
+        found.append(complete_tokens(lvm, part, n, allowed=label_ids(part, n) if constrained else None, **options).tokens)
     return torch.cat(found)
 
 
@@ -173,11 +176,14 @@ def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int
 
 
 class Scorer:
-    """Scores answers to one job's prompts; the ceiling and the floors are worked out once and kept for the next model."""
+    """Scores answers to one job's prompts; the ceiling and the floors are worked out once and kept for the next model.
 
-    def __init__(self, job: Job, tokenizer: Tokenizer):
+    sentences: other prompts than the job's own, of its task.
+    """
+
+    def __init__(self, job: Job, tokenizer: Tokenizer, sentences: list[Sentence] | None = None):
         self.job, self.task, self.tokenizer = job, tasks.get(job.task), tokenizer
-        self.sentences = prompts(job)
+        self.sentences = sentences or prompts(job)
         self.queries, self.encodings = [s.pairs[-1] for s in self.sentences], [s.encoding for s in self.sentences]
         self.sources = np.array([q.source for q in self.queries])
         labels, asked = (np.stack([getattr(q, which) for q in self.queries]) for which in ("label", "image"))

@@ -90,7 +90,7 @@ class LVM(nn.Module):
         name = shape if isinstance(shape, str) else None
         if name is not None:
             if name not in SHAPES:
-                trained = name in _shipped() or Path(name).is_dir() or "/" in name
+                trained = name in shipped() or Path(name).is_dir() or "/" in name
                 remedy = f"it names trained weights: use LVM.from_pretrained({name!r})" if trained else f"choose from {', '.join(SHAPES)}"
                 raise ValueError(f"{name!r} is no shape; {remedy}")
             shape = SHAPES[name]
@@ -316,7 +316,8 @@ def _checked(weights: Tensor, tokens: Tensor) -> Tensor:
     return weights / total
 
 
-def _shipped() -> list[str]:
+def shipped() -> list[str]:
+    """The names of the models that ship."""
     return sorted(p.parent.name for p in (paths.assets() / "models").glob(f"*/{CONFIG}") if _model_type(p) == "llama")
 
 
@@ -366,11 +367,11 @@ def _find(name: str | Path) -> Path:
         return folder
     if str(name) in SHAPES:
         raise CheckpointError(f"{str(name)!r} is a shape, without trained weights: LVM.from_shape({str(name)!r}) gives fresh ones "
-                              f"(shipped: {', '.join(_shipped()) or 'none'})")
+                              f"(shipped: {', '.join(shipped()) or 'none'})")
     if is_hub_id(name):
         return fetched(name)
     raise CheckpointError(f"no model {str(name)!r}: neither a folder, a hub id \"owner/name\" nor a shipped model "
-                          f"(shipped: {', '.join(_shipped()) or 'none'}); LVM.from_shape gives untrained weights")
+                          f"(shipped: {', '.join(shipped()) or 'none'}); LVM.from_shape gives untrained weights")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from numpy import ndarray
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -94,6 +95,11 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Tensor:
     return tokens[which].flatten(1)  # (B, 2k + 1, N) -> (B, T)
 
 
+def label_ids(tokens: Tensor, n: int) -> Tensor:
+    """The ids in each prompt's label pictures, (B, examples * n), as ``allowed`` takes them. tokens: (B, (2 * examples + 1) * n)."""
+    return tokens.unflatten(1, (-1, n))[:, 1::2].flatten(1)
+
+
 class Prefilled:
     """Prompts of one length, read once, to be answered many times: by `complete_tokens` for the whole answers, or token by token.
 
@@ -112,10 +118,14 @@ class Prefilled:
         self.answers = answers
 
     @torch.inference_mode()
-    def stream(self, n: int, *, sample: bool = False, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-               generator: torch.Generator | None = None, answers: int = 1, allowed: Tensor | None = None) -> Iterator["Step"]:
-        """Steps of an answer as they are chosen; stopping in the middle does no harm. Options as in `complete_tokens`."""
-        warpers = _warpers(sample, temperature, top_k, top_p, generator, answers)
+    def stream(self, n: int, *, answers: int = 1, generator: torch.Generator | None = None, allowed: Tensor | None = None,
+               forced: Tensor | None = None, **options) -> Iterator["Step"]:
+        """Steps of an answer as they are chosen; stopping in the middle does no harm. Options as in `complete_tokens`.
+
+        forced: ids of the first places, (m,) or (B, answers, m), written whatever the model says; the places after them are drawn with the
+        same chance as without.
+        """
+        warp = warpers(answers=answers, generator=generator, **options)
         if n > self.most or answers > self.answers:
             raise ValueError(f"n={n}, answers={answers}: there is room for {self.answers} answers of {self.most} tokens; make another Prefilled")
         self.memory.rewind()
@@ -125,14 +135,23 @@ class Prefilled:
             logits = self.decoder.logits(hidden)
             logits = logits if barred is None else logits.masked_fill(barred, -torch.inf)
             log = logits.log_softmax(-1)
-            if sample:
-                likely = warpers(None, logits.flatten(0, 1)).softmax(-1).to(generator.device)  # (B * answers, codes)
+            if generator is not None:
+                likely = warp(None, logits.flatten(0, 1)).softmax(-1).to(generator.device)  # (B * answers, codes)
                 ids = torch.multinomial(likely, 1, generator=generator).to(log.device).view(-1, answers)
             else:
                 ids = logits.argmax(-1)
+            if forced is not None and i < forced.shape[-1]:
+                ids = forced[..., i].to(ids).expand_as(ids)
             yield Step(ids, log.gather(-1, ids[..., None])[..., 0], torch.special.entr(log.exp()).sum(-1), log)
             if i + 1 < n:
                 hidden = self.decoder.step(ids, self.length + i, self.memory, _own(ids, self.length, i + 1))
+
+    @torch.inference_mode()
+    def read(self, ids: list[int]) -> Tensor:
+        """Of the tokens ``ids`` after one prompt those that are not in memory yet, in one pass: their hidden states (1, new, width)."""
+        start, keys = self.memory.filled, torch.arange(self.length + len(ids), device=self.lvm.device)
+        new = torch.tensor([ids[start - self.length :]], device=self.lvm.device)
+        return self.decoder.step(new, keys[start:], self.memory, (keys <= keys[start:, None])[None, None])  # the mask is (1, 1, new, keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +183,8 @@ def complete_tokens(lvm: LVM, tokens: Tensor, n: int, *, sample: bool = False, t
     once, however many `answers` are drawn. The model is used in its own device and precision; answers come back on the device of `tokens`.
     Raises ValueError for options that do not go together, ids out of range, and n beyond the context.
     """
-    _warpers(sample, temperature, top_k, top_p, generator, answers)
     options = {"sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator, "answers": answers}
+    warpers(**options)
     steps = list(Prefilled(lvm, tokens, n, answers).stream(n, allowed=allowed, **options))
     found = ([getattr(step, name) for step in steps] for name in ("ids", "logprobs", "entropies"))
     return Tokens(*(torch.stack(v, -1).to(tokens.device) for v in found))  # n of (B, answers) -> (B, answers, n)
@@ -184,18 +203,16 @@ def _own(ids: Tensor, length: int, step: int) -> Tensor | None:
 
 
 @torch.inference_mode()
-def complete(lvm: LVM, tokenizer: Tokenizer, prompts: Sequence[Prompt] | Prompt, *, images: int = 1, answers: int = 1, batch: int = 50,
-             sample: bool = False, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-             generator: torch.Generator | None = None) -> Completion:
+def complete(lvm: LVM, tokenizer: Tokenizer, prompts: Sequence[Prompt] | Prompt, *, images: int = 1, batch: int = 50, **options) -> Completion:
     """Answers prompts of any lengths, in their order, `batch` of one length at a time.
 
-    images: pictures to answer one after another (more than one continues a sequence of frames). The other options are
-    those of `complete_tokens`; with `sample` the same generator state, prompts and batch give the same answers.
+    images: pictures to answer one after another (more than one continues a sequence of frames). options: sample, answers, temperature, top_k,
+    top_p and generator, as in `complete_tokens`; with `sample` the same generator state, prompts and batch give the same answers.
     Raises ValueError, before any work, for a model and tokenizer that do not fit, prompts of another size or too long.
     """
     prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
     lvm.check_fits(tokenizer)
-    _warpers(sample, temperature, top_k, top_p, generator, answers)
+    warpers(**options)
     _check_prompts(tokenizer, prompts)
     if images < 1 or batch < 1:
         raise ValueError(f"images={images!r}, batch={batch!r}: give at least 1 of each")
@@ -211,15 +228,51 @@ def complete(lvm: LVM, tokenizer: Tokenizer, prompts: Sequence[Prompt] | Prompt,
         for start in range(0, len(group), batch):
             chunk = group[start : start + batch]
             order += chunk
-            parts.append(complete_tokens(lvm, encode_prompts(tokenizer, [prompts[i] for i in chunk]), n, sample=sample,
-                                         temperature=temperature, top_k=top_k, top_p=top_p, generator=generator, answers=answers))
+            parts.append(complete_tokens(lvm, encode_prompts(tokenizer, [prompts[i] for i in chunk]), n, **options))
     back = torch.tensor(order).argsort()
     tokens, logprobs, entropies = (torch.cat([getattr(p, name) for p in parts])[back] for name in ("tokens", "logprobs", "entropies"))
     drawn = tokenizer.decode(tokens.reshape(-1, tokenizer.tokens))  # (B * answers * images, 3, S, S)
-    return Completion(tokens, logprobs, entropies, drawn.unflatten(0, (len(prompts), answers, images)))
+    return Completion(tokens, logprobs, entropies, drawn.unflatten(0, (len(prompts), -1, images)))
 
 
-def _warpers(sample, temperature, top_k, top_p, generator, answers) -> LogitsProcessorList:
+@torch.inference_mode()
+def attention(lvm: LVM, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the last position of tokens (1, T) looks, the one that predicts the token after them, among all up to itself.
+
+    By layer and head (layers, heads, T), and rolled up over all layers (T,), as in Abnar and Zuidema, "Quantifying attention flow in
+    transformers" (arXiv 2005.00928, section 3): half of each layer's way is the residual's. Each row sums to 1. A second pass, since the fast
+    kernels that answer never hold attention; it takes layers * heads * T * T * 4 bytes. Raises ValueError for a bad shape, length or id.
+    """
+    lvm.check_tokens(tokens)
+    model, before = lvm.llama.model, lvm.config._attn_implementation
+    model.set_attn_implementation("eager")  # the one that keeps its weights
+    try:
+        kept = model(input_ids=tokens.to(lvm.device, torch.int64), use_cache=False, output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation(before)
+    heads = torch.stack(kept)[:, 0].float().cpu()  # (layers, heads, T, T)
+    rolled = torch.eye(heads.shape[-1])[-1]
+    for layer in heads.mean(1).flip(0):
+        rolled = (rolled + rolled @ layer) / 2
+    return heads[:, :, -1], rolled
+
+
+def alternatives(tokenizer: Tokenizer, answer: Tensor, place: int, log: Tensor, count: int = 8) -> tuple[Tensor, Tensor, ndarray]:
+    """What else could stand at ``place`` of an answer (N,): the likeliest ids (k,), their probabilities (k,), patches uint8 (k, s, s, 3).
+
+    log: the log-probabilities of all codes there, (codes,). A code means little by itself: a patch is three tokens wide, the place among its
+    neighbours.
+    """
+    likely = log.topk(min(count, len(log)))
+    written = answer.repeat(len(likely.indices), 1)  # (k, N)
+    written[:, place] = likely.indices
+    side, most = tokenizer.size // tokenizer.grid, tokenizer.grid - 3
+    top, left = (min(max(i - 1, 0), most) * side for i in divmod(place, tokenizer.grid))
+    return likely.indices, likely.values.exp(), pictures_of.to_uint8(tokenizer.decode(written))[:, top : top + 3 * side, left : left + 3 * side]
+
+
+def warpers(sample=False, temperature=None, top_k=None, top_p=None, generator=None, answers=1) -> LogitsProcessorList:
+    """What shapes logits before a draw, in the order of `complete_tokens`. Raises ValueError for options that do not go together."""
     given = [f"{k}={v!r}" for k, v in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p), ("generator", generator))
              if v is not None]
     if not isinstance(answers, int) or answers < 1:

@@ -12,8 +12,9 @@ from lvmlab.vqgan import VQGAN, VQGANConfig
 
 NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
          "train.300m", "train.muon", "train.resumed", "kd.cached",
-         "complete.answers", "store.rows", "store.memory", "tokenize.mini", "tokenize.f16-8192", "probe.extract",
-         "probe.attentive", "import"}
+         "complete.answers", "generate.mini-student", "generate.mini-teacher", "generate.300m", "generate.second-answer",
+         "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory",
+         "tokenize.mini", "tokenize.f16-8192", "probe.extract", "probe.attentive", "import"}
 KEYS = {"name", "ours", "theirs", "ratio", "unit", "limit", "what"}
 
 

@@ -25,10 +25,10 @@ LAYERS = (
     ("paths", "files", "checks", "device", "images"),
     ("attention", "vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "lora", "patchlm"),
     ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "labelled"),
-    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "lvm_train", "patch_train"),
-    ("evaluate", "cost", "probe"),
+    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "speculative", "lvm_train", "patch_train"),
+    ("evaluate", "sensitivity", "cost", "probe"),
     ("runs", "studies"),
-    ("plots",),
+    ("plots", "widgets"),
     ("demo", "__main__"),
 )
 ORDER = [name for layer in LAYERS for name in layer]

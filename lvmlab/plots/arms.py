@@ -29,13 +29,14 @@ def arms_chart(records: dict[str, dict], titles: dict[str, str], what: str = "lo
     return figure
 
 
-def differences_chart(found: dict[str, dict[str, tuple[float, float, float]]], label: str) -> Figure:
-    """{task: {line: (mean, low, high)}} as intervals about zero, one colour a task."""
+def differences_chart(found: dict[str, dict[str, tuple[float, float, float]]], label: str, height: float = 0.55) -> Figure:
+    """{task: {line: (mean, low, high)}} as intervals about zero, one colour a task; ``height`` of a line in inches."""
     lines = list(next(iter(found.values())))
-    figure, axis = _axes(1, 1, 7.2, 1.4 + 0.55 * len(lines))
-    for shift, (task, of) in zip(np.linspace(-0.25, 0.25, len(found)), found.items(), strict=True):
+    figure, axis = _axes(1, 1, 7.2, 1.4 + height * len(lines))
+    for shift, (task, of) in zip(np.linspace(-0.25, 0.25, len(found)) * (len(found) > 1), found.items(), strict=True):
         mean, low, high = np.array([of[line] for line in lines]).T
-        axis.errorbar(mean, np.arange(len(lines)) + shift, xerr=[mean - low, high - mean], fmt="s", ms=5, capsize=4, color=COLOURS[task], label=task)
+        places, colour = np.arange(len(lines)) + shift, COLOURS.get(task)
+        axis.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="s", ms=5, capsize=4, color=colour, label=task)
     axis.axvline(0, color="grey", lw=1)
     axis.set(yticks=range(len(lines)), yticklabels=lines, xlabel=label)
     axis.invert_yaxis()

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import bench_models  # noqa: F401  registers its entries
+import bench_generate  # noqa: F401  registers its entries
+import bench_models  # noqa: F401
 import bench_probe  # noqa: F401
 import bench_store  # noqa: F401
 import bench_training  # noqa: F401
@@ -31,8 +32,9 @@ from lvmlab.worlds import render as rendered
 OUT = Path("runs/bench.json")
 ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
          "train.300m", "train.muon", "train.resumed", "kd.cached",
-         "complete.answers", "store.rows", "store.memory", "tokenize.mini", "tokenize.f16-8192", "probe.extract",
-         "probe.attentive", "import")
+         "complete.answers", "generate.mini-student", "generate.mini-teacher", "generate.300m", "generate.second-answer",
+         "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory",
+         "tokenize.mini", "tokenize.f16-8192", "probe.extract", "probe.attentive", "import")
 REPEATS = {"world.render": 3, "import": 7}
 RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.store.build
 
