@@ -6,6 +6,7 @@ Scores are balanced accuracies, their intervals 95 % bootstraps over sources. Ra
 
 import hashlib
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
@@ -191,7 +193,8 @@ def linear(train: Extracted, val: Extracted, test: Extracted, blocks: int | Sequ
     scaler = StandardScaler().fit(train.mean(blocks))
     x, v, t = (scaler.transform(e.mean(blocks)) for e in (train, val, test))
     if len(train.data.classes) <= FEW:
-        fits = [LogisticRegression(C=c, max_iter=300, class_weight="balanced", random_state=seed).fit(x, train.data.labels) for c in PENALTIES]
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # cut short at 300 steps, which val judges too
+            fits = [LogisticRegression(C=c, max_iter=300, class_weight="balanced", random_state=seed).fit(x, train.data.labels) for c in PENALTIES]
         best = max(fits, key=lambda fit: score(fit.predict(v), val.data)["score"])
         return best.predict(t)
     head = nn.Linear(x.shape[1], len(train.data.classes))
