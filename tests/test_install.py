@@ -26,6 +26,8 @@ def test_a_wheel_finds_its_assets(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     installed = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(installed)
+    widgets = Path("lvmlab/widgets")
+    assert {p.name for p in (ROOT / widgets).iterdir() if p.is_file()} == {p.name for p in (installed / widgets).iterdir()}, "styles and scripts too"
     found = subprocess.run([sys.executable, "-c", SCRIPT, str(installed)], cwd=tmp_path, env={"PYTHONPATH": str(installed)},
                            capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr

@@ -178,8 +178,8 @@ class Session:
         return f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}"
 
     def _made(self, model: str) -> dict[str, str]:
-        lvm, t, versions = self.lvm(model), self.tokenizer, {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")}
-        return versions | {"device": f"{describe(lvm.device)}, {lvm.llama.dtype}, {t.precision}", "model": lvm.fingerprint(), "tokenizer": t.fingerprint}
+        lvm, t, here = self.lvm(model), self.tokenizer, {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")}
+        return here | {"device": f"{describe(lvm.device)}, {lvm.llama.dtype}, {t.precision}", "model": lvm.fingerprint(), "tokenizer": t.fingerprint}
 
     def _answered(self, sample: int = 0, place: int = 0) -> Answer:
         if self.found is None:

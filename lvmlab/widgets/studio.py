@@ -39,8 +39,7 @@ class Studio(anywidget.AnyWidget):
 
     def __init__(self, session: Session | None = None, **options):
         super().__init__(**options)
-        self.session, self._pool, self._stop = session or Session(), ThreadPoolExecutor(1), threading.Event()
-        self._last = self._pool.submit(int)  # nothing
+        self.session, self._pool, self._stop, self._last = session or Session(), ThreadPoolExecutor(1), threading.Event(), None
         self.choices = {"tasks": list(tasks.TASKS), "models": self.session.names, "paper": sensitivity.PAPER}
         self._show_prompt()
         self.on_msg(lambda _, content, buffers: self.act(**content, **({"source": bytes(buffers[0])} if buffers else {})))
@@ -59,7 +58,7 @@ class Studio(anywidget.AnyWidget):
 
     def wait(self, seconds: float = 300) -> "Studio":
         """Until what was asked for is done. Raises TimeoutError."""
-        self._last.result(seconds)
+        _ = self._last and self._last.result(seconds)
         return self
 
     def _do(self, stop: threading.Event, do: str, given: dict) -> None:
