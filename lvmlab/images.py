@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
-from torchvision.utils import make_grid
 
 from lvmlab.files import atomic
 
@@ -95,15 +94,8 @@ def from_uint8(array: np.ndarray) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """Float (3, H, W) in [0, 1] to an RGB PIL image. Raises ImageError."""
     if image.ndim != 3:
-        raise ImageError(f"expected one picture (3, H, W), got {tuple(image.shape)}; images.grid joins several")
+        raise ImageError(f"expected one picture (3, H, W), got {tuple(image.shape)}")
     return Image.fromarray(to_uint8(image))
-
-
-def grid(images: Tensor, columns: int = 8, padding: int = 2, background: float = 1.0) -> Tensor:
-    """Float (B, 3, H, W) in [0, 1] laid out row by row: (3, rows * (H + padding) + padding, ...). Raises ImageError."""
-    if check(images).ndim != 4:
-        raise ImageError(f"expected pictures (B, 3, H, W), got {tuple(images.shape)}")
-    return make_grid(images, nrow=columns, padding=padding, pad_value=background)
 
 
 def _name(source: Source) -> str:

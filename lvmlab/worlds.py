@@ -88,15 +88,3 @@ def _copied(found: Sentence, i: int, pictures: np.ndarray, copy: int) -> np.ndar
         points = np.column_stack([pair.truth["keypoints"], np.full(17, 2.0)])[None]
         parts[1] = augment.Skeletons(points, *parts[0].shape[-2:], lambda people, size: task.draw(people[0, :, :2], size, found.encoding))
     return augment.pictures(tuple(parts), pictures.shape[1], f"{found.task} {pair.source} {zlib.crc32(pictures.tobytes())}", copy)
-
-
-def trained_codes(tokenizer, count: int = 200) -> np.ndarray:
-    """The codes of a tokenizer but those that labels are made of in held-out encodings alone: what `lvm_train.recode` may write."""
-    from lvmlab.images import from_uint8
-
-    used = []
-    for held_out in (True, False):
-        labels = [pair.label for task in ("segmentation", "pose") for i in range(count)
-                  for pair in sentence(task, "train", i, seed=2000, pairs=1, held_out=held_out).pairs]
-        used.append(np.unique(tokenizer.encode(from_uint8(np.stack(labels))).numpy()))
-    return np.setdiff1d(np.arange(tokenizer.codebook_size), np.setdiff1d(*used))

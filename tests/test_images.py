@@ -180,8 +180,3 @@ def test_save_and_round_trips(tmp_path):
     assert not (tmp_path / "never.png").exists()
     with pytest.raises(ImageError, match="uint8"):
         images.from_uint8(RGB / 255)
-
-
-def test_grid():
-    sheet = images.grid(torch.zeros(5, 3, 8, 6), columns=3, padding=2)
-    assert sheet.shape == (3, 2 * 10 + 2, 3 * 8 + 2) and sheet[0, 0, 0] == 1 and sheet[0, 2, 2] == 0
