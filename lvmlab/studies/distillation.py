@@ -29,7 +29,7 @@ from lvmlab.train import TrainConfig
 from lvmlab.worlds import World
 
 STUDY, VERSION = "distillation", 1
-TEACHER, LRS = "mini-teacher", (1e-3, 2e-3, 4e-3)
+TEACHER, LRS = "mini-teacher", (2e-3, 4e-3, 8e-3)
 SMALL = Shape(80, 4, 2, 216, bias=True)  # 0.46M parameters
 SHOWN, CURVE = 3, 32  # first val prompts of each task whose answers are kept, of the first seed; prompts that the curves are of
 

@@ -23,7 +23,7 @@ from lvmlab.train import TrainConfig
 
 STUDY, VERSION = "scaling", 1
 SIZES = {"0.3M": Shape(64, 3, 2, 168, bias=True), "0.6M": Shape(96, 4, 3, 256, bias=True), "1.0M": common.MICRO, "2.6M": SHAPES["mini-student"]}
-LRS = (1e-3, 2e-3, 4e-3)
+LRS = (2e-3, 4e-3, 8e-3)
 
 
 @dataclass(frozen=True)
