@@ -87,7 +87,7 @@ function takePanel(studio) {
     const recipe = taken.recipe && URL.createObjectURL(new Blob([taken.recipe], { type: "application/json" }));
     const png = h("a", { download: "lvmlab-prompt.png", "data-key": "png" }, "Picture (PNG)");
     fill(links, taken.recipe && [png, h("a", { href: recipe, download: "lvmlab-recipe.json", "data-key": "recipe" }, "Recipe (JSON)")]);
-    if (taken.recipe) poster(model.get("prompt"), model.get("answer")).then((url) => { png.href = url; });
+    if (taken.recipe && model.get("answer").samples) poster(model.get("prompt"), model.get("answer")).then((url) => { png.href = url; });
   }
   return { node, update };
 }
