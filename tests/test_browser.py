@@ -193,13 +193,13 @@ def test_a_prompt_is_chosen_and_edited(studio):
 
 
 def test_it_answers_stops_and_answers_again(studio):
-    studio.choose("model", "mini-teacher").choose("how", "greedy")
+    studio.choose("model", "mini-teacher").choose("how", "sample").set("answers", 8)  # long enough to be stopped
     studio.part("answer").click()
     studio.page.wait_for_function("document.querySelector('.lvm-studio .lvm-cover') !== null", timeout=WAIT)
     studio.part("stop").click()
     studio.idle()
     assert studio.said.startswith("Stopped after"), studio.said
-    studio.choose("model", "mini-student").press("answer")
+    studio.choose("how", "greedy").choose("model", "mini-student").press("answer")
     greedy = studio.answer()
     assert "mini-student answered in" in studio.said and studio.root.locator(".lvm-strip .lvm-cover").count() == 0
     studio.choose("how", "sample").set("answers", 3).press("answer").press("tab-answers")
