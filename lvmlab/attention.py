@@ -1,8 +1,8 @@
 """Causal attention as products of blocks, for training on a CPU.
 
 A query sees no key after it. Of four blocks of queries the first sees one block of keys, the last all four: five eighths of the whole product.
-The probabilities are kept for the backward pass, which at a few hundred tokens is faster on a CPU than the fused kernel that works
-them out again (`tests/benchmarks`: `train.mini-teacher`); from LONGEST on memory counts for more.
+The probabilities are kept for the backward pass, which up to LONGEST tokens is faster on a CPU than the fused kernel that works them
+out again; at 1024 tokens it was no faster, and takes more memory.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lvmlab.device import default_device
 
-BLOCKS, LONGEST = 4, 1024
+BLOCKS, LONGEST = 4, 512
 NAME = "causal_blocks"
 
 
