@@ -5,21 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from lvmlab import paths, runs
+from lvmlab import runs
 from lvmlab.store import Store
 from lvmlab.studies import balancing as study
 from lvmlab.studies import common
 from lvmlab.worlds import World
 
 TINY = study.Setting(steps=6, tokens=1024, seeds=2, shrink=40, prompts=2, curve=2)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "cache", lambda: folder)
-        yield folder
 
 
 def test_arms_differ_in_mixture_or_data_alone():

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from lvmlab import paths
 from lvmlab.lvm import LVM
 from lvmlab.studies import common, scaling
 from lvmlab.studies import distillation as study
@@ -14,12 +13,10 @@ TINY = study.Setting(steps=4, tokens=1024, seeds=2, groups=2, prompts=2, curve=2
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
+def cache(cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "cache", lambda: folder)
         patch.setattr(study, "LRS", (1e-3, 2e-3))
-        yield folder
+        yield cache
 
 
 def test_arms_differ_in_what_they_say_alone():

@@ -19,14 +19,6 @@ TINY = replace(study.SCALES["smoke"], most=1, steps=2, epochs=1)
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "cache", lambda: folder)
-        yield folder
-
-
-@pytest.fixture(scope="module")
 def records():
     rng, made = np.random.default_rng(0), {}
     truth = study.pictures("test", TINY).labels

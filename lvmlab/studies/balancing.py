@@ -160,10 +160,7 @@ def main() -> None:
     parser = common.parser(__doc__, SCALES, "arms")
     parser.add_argument("--split", choices=("val", "test"), default="val", help="that is scored: test once, for the arm chosen on val")
     args = parser.parse_args()
-    found = {}
-    for name in args.arms or ARMS:
-        found[name] = arm(name, SCALES[args.scale], args.split, compiled=args.compiled)
-        print(runs.promote(found[name]["name"]))
+    found = common.shipped(args.arms or ARMS, lambda name: arm(name, SCALES[args.scale], args.split, compiled=args.compiled))
     print(common.table(found, TASKS))
 
 

@@ -36,6 +36,15 @@ def main(doc: str, scales: dict, what: str, names: Iterable[str], one: Callable[
         print(runs.promote(record["name"]), say(name, record))
 
 
+def shipped(names: Iterable[str], one: Callable[[str], dict]) -> dict[str, dict]:
+    """{name: its run}: computed where it is not stored, shipped as soon as it is done, and named."""
+    found = {}
+    for name in names:
+        found[name] = one(name)
+        print(runs.promote(found[name]["name"]))
+    return found
+
+
 def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and its 95 % t interval; without a spread to go by (one seed) the interval is infinite."""
     mean = float(np.mean(values))

@@ -203,13 +203,11 @@ def gained(records: dict[str, dict], name: str, task: str, against: str = "alone
 def main() -> None:
     parser = common.parser(__doc__, SCALES, "arms")
     args = parser.parse_args()
-    setting, found = SCALES[args.scale], {}
-    for name in SCREENED if not args.arms else ():
-        print(runs.promote(tuning(name, setting, compiled=args.compiled)["name"]))
-    for name in args.arms or chosen(setting):
-        runs.promote(tuning(name, setting, compiled=args.compiled)["name"])
-        found[name] = arm(name, setting, compiled=args.compiled)
-        print(runs.promote(found[name]["name"]))
+    setting, options = SCALES[args.scale], {"compiled": args.compiled}
+    common.shipped(() if args.arms else SCREENED, lambda name: tuning(name, setting, **options))  # of what val drops this alone
+    names = args.arms or chosen(setting)
+    common.shipped(names, lambda name: tuning(name, setting, **options))
+    found = common.shipped(names, lambda name: arm(name, setting, **options))
     print(common.table(found, tasks.TRAINED))
 
 
