@@ -97,7 +97,7 @@ def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), pr
     from lvmlab.files import atomic, write_file
     from lvmlab.plots.gallery import gallery
     from lvmlab.plots.scores import table
-    from lvmlab.plots.targets import markdown, scores_markdown, settings_markdown
+    from lvmlab.plots.tables import scores_markdown, settings_markdown
     from lvmlab.tokenizer import Tokenizer
 
     started, chosen, tokenizer = time.perf_counter(), _models(models), Tokenizer.from_pretrained("mini")
@@ -108,7 +108,7 @@ def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), pr
     print(f"wrote {out / 'scores.json'}")
     for name, lvm in chosen.items():
         mine = [r for r in rows if r["model"] == name]
-        print(f"\n{scores_markdown(mine)}\n\n{settings_markdown(mine)}\n\n{markdown(mine, tokenizer.training)}\n")
+        print(f"\n{scores_markdown(mine)}\n\n{settings_markdown(mine)}\n")
         with atomic(out / f"worst-{name}.png") as temporary:
             gallery(lvm, name, tokenizer, [Job(task, prompts=prompts, split=split) for task in tasks.TRAINED], out).save(temporary, format="png")
         config = {"model": name, "weights": lvm.fingerprint(), "tokenizer": tokenizer.fingerprint, "prompts": prompts, "split": split,

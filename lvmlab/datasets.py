@@ -347,9 +347,13 @@ def loaded(source: str | Path, split: str):
     """A data set of the hub, or of a folder or file, as `datasets` loads it; or one that `Dataset.save_to_disk` wrote."""
     import datasets
 
-    saved = (Path(source) / "dataset_info.json").is_file() or (Path(source) / "dataset_dict.json").is_file()
-    found = datasets.load_from_disk(str(source)) if saved else datasets.load_dataset(str(source), split=split)
+    found = datasets.load_from_disk(str(source)) if saved(source) else datasets.load_dataset(str(source), split=split)
     return found[split] if isinstance(found, datasets.DatasetDict) else found
+
+
+def saved(folder: str | Path) -> bool:
+    """Whether `datasets` wrote it."""
+    return any((Path(folder) / f"dataset_{what}.json").is_file() for what in ("info", "dict"))
 
 
 def huggingface(data, image: str = "image", label: str | None = None, *, task: str = "pairs", split: str = "train") -> Reader:

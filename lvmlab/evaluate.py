@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -123,11 +124,14 @@ def answer(lvm: LVM, tokens: torch.Tensor, n: int, answers: int = ANSWERS, batch
 
     constrained: to the ids that occur in each prompt's own labels.
     """
-    found = []
+    return torch.cat([*written(lvm, tokens, n, answers, batch, constrained)])
+
+
+def written(lvm: LVM, tokens: torch.Tensor, n: int, answers: int, batch: int, constrained: bool = False) -> Iterator[torch.Tensor]:
+    """`answer`, ``batch`` prompts after ``batch``: may be left in between."""
     for i, part in enumerate(tokens[:, :-n].split(batch)):
         options = {"sample": True, "generator": torch.Generator().manual_seed(i * batch), "answers": answers} if answers > 1 else {}
-        found.append(complete_tokens(lvm, part, n, allowed=label_ids(part, n) if constrained else None, **options).tokens)
-    return torch.cat(found)
+        yield complete_tokens(lvm, part, n, allowed=label_ids(part, n) if constrained else None, **options).tokens
 
 
 @torch.inference_mode()

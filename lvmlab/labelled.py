@@ -1,4 +1,4 @@
-"""Labelled pictures for probes: mini-world's objects, Fashion-MNIST, any ImageFolder and so ImageNet."""
+"""Labelled pictures for probes: mini-world's objects, Fashion-MNIST, ImageNet or any other classes in folders or as `datasets` has them."""
 
 import gzip
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lvmlab import images, paths
+from lvmlab.datasets import loaded, saved
 from lvmlab.files import atomic, write_file
 from lvmlab.sentences import generator
 from lvmlab.world import VERSION, Sources, default, scenes
@@ -55,9 +56,13 @@ class Labelled:
 
 
 def find(name: str | Path, split: str, size: int = 64) -> Labelled:
-    """Pictures by name: "objects" (mini-world's), "fashion" (Fashion-MNIST), or a folder's SPLIT/CLASS/*, as ImageNet's."""
+    """Pictures by name: "objects" (mini-world's), "fashion" (Fashion-MNIST), a folder's SPLIT/CLASS/* as ImageNet's, or what `datasets` loads."""
     made = {"objects": objects, "fashion": fashion_mnist}
-    return made[name](split, size) if name in made else image_folder(name, split, size)
+    if name in made:
+        return made[name](split, size)
+    if Path(name).is_dir() and not saved(name):
+        return image_folder(name, split, size)
+    return columns(loaded(name, {"val": "validation"}.get(split, split)), f"{Path(name).name} {split}", size)
 
 
 def splits(name: str | Path, count: int, size: int = 64) -> list[Labelled]:
@@ -121,3 +126,13 @@ def image_folder(root: str | Path, split: str = "", size: int = 224) -> Labelled
     found = ImageFolder(Path(root) / split)
     return Labelled(f"{Path(root).name} {split}".strip(), size, lambda i: images.to_uint8(images.load(found.samples[i][0], size)),
                     np.array(found.targets), found.classes, np.arange(len(found.targets)))  # fmt: skip
+
+
+def columns(data, name: str, size: int = 224, image: str = "image", label: str = "label") -> Labelled:
+    """A `datasets.Dataset` with a column of pictures and one of classes, as the hub's imagenet-1k; every picture is a source of its own."""
+    if missing := {image, label} - set(data.column_names):
+        raise ValueError(f"{name} has no column {', '.join(sorted(missing))}: choose from {', '.join(data.column_names)}")
+    names, labels = np.unique(data[label], return_inverse=True)
+    if known := getattr(data.features[label], "names", None):
+        names, labels = known, np.array(data[label])
+    return Labelled(name, size, lambda i: images.to_uint8(images.load(data[i][image], size)), labels, [*map(str, names)], np.arange(len(labels)))

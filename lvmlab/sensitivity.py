@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lvmlab import tasks
-from lvmlab.evaluate import Job, Scorer, answer, encoded, picture, prompts
+from lvmlab.evaluate import Job, Scorer, encoded, picture, prompts, written
 from lvmlab.lvm import LVM
 from lvmlab.sentences import PAIRS, Sentence
 from lvmlab.tasks.base import BACKGROUNDS, HELD_OUT_BACKGROUNDS, Encoding
@@ -60,9 +60,13 @@ def changes(tokenizer: Tokenizer, job: Job) -> Iterator[tuple[str, str, list[Sen
             yield "ground", name, [recoloured(s, (hue, GROUNDS[name])) for s, hue in zip(plain, hues, strict=True)]
 
 
-def measure(lvm: LVM, tokenizer: Tokenizer, job: Job) -> Iterator[dict]:
-    """A row for each of `changes` as it is done: those of `lvmlab.evaluate.Scorer.rows`, with ``group`` and ``name``; may be left at any time."""
+def measure(lvm: LVM, tokenizer: Tokenizer, job: Job, batch: int = 8) -> Iterator[tuple[str, dict | None]]:
+    """Each of `changes` as it is done, ("GROUP: NAME", row): rows of `lvmlab.evaluate.Scorer` with ``group`` and ``name``; None after every
+    ``batch`` prompts before, so that it may be left at any time."""
     for group, name, sentences in changes(tokenizer, job):
-        scorer = Scorer(job, tokenizer, sentences)
-        tokens = answer(lvm, scorer.tokens, tokenizer.tokens, job.answers, constrained=group == "codes")
-        yield scorer.rows(scorer.scores(picture(tokenizer, tokens)), "", 0.0)[0] | {"group": group, "name": name}
+        scorer, tokens = Scorer(job, tokenizer, sentences), []
+        for part in written(lvm, scorer.tokens, tokenizer.tokens, job.answers, batch, constrained=group == "codes"):
+            tokens.append(part)
+            yield f"{group}: {name}", None
+        row = scorer.rows(scorer.scores(picture(tokenizer, torch.cat(tokens))), "", 0.0)[0]
+        yield f"{group}: {name}", row | {"group": group, "name": name}

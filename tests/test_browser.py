@@ -231,7 +231,19 @@ def test_models_are_compared(studio):
     studio.set("checkpoint", "")
 
 
-def test_a_picture_is_uploaded_dropped_and_a_bad_one_refused(studio):
+def test_what_the_answer_hangs_on_is_measured_and_can_be_stopped(studio):
+    studio.choose("task", "motion").choose("model", "mini-student").press("tab-sensitivity").set("prompts", 4)
+    studio.press("measure")
+    chart = studio.root.locator("svg.lvm-chart")
+    assert chart.locator("circle").count() == 6 and "number: 7" in chart.text_content() and studio.error == ""
+    studio.shot("studio-light-sensitivity")
+    studio.set("prompts", 40).part("measure").click()
+    studio.page.wait_for_function("document.querySelector('.lvm-studio').getAttribute('aria-busy') === 'true'", timeout=WAIT)
+    studio.part("stop").click()
+    assert studio.idle().said.startswith("Stopped after") and chart.locator("circle").count() < 6
+
+
+def test_a_picture_is_uploaded_dropped_pasted_and_a_bad_one_refused(studio):
     studio.press("slot-0-image")
     before = studio.picture(0)
     for file, fine in ((png((10, 200, 30)), True), ({"name": "bad.png", "mimeType": "image/png", "buffer": b"no picture"}, False)):
@@ -251,6 +263,10 @@ def test_a_picture_is_uploaded_dropped_and_a_bad_one_refused(studio):
     }""")
     studio.part("slot-0-image").dispatch_event("drop", {"dataTransfer": data})
     assert studio.becomes(lambda: studio.picture(0) != uploaded) and studio.idle().error == ""
+    label = studio.press("slot-0-label").picture(1)
+    paste = "(node, data) => node.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))"
+    studio.part("slot-0-label").evaluate(paste, data)
+    assert studio.becomes(lambda: studio.picture(1) != label) and studio.idle().error == "" and studio.picture(1) == studio.picture(0)
 
 
 def test_a_label_is_painted_by_keyboard(studio):

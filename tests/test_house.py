@@ -116,7 +116,7 @@ def code_lines(path):
 
 def test_files_and_package_stay_thin():
     assert not {module(p): count for p in FILES if (count := len(p.read_text().splitlines())) > 400}
-    assert sum(map(code_lines, FILES)) < 6720  # the house says 6,500: over by the studio and the patch recipes, to be thinned and never raised again
+    assert sum(map(code_lines, FILES)) < 6710  # the house says 6,500: over by the studio and the patch recipes, to be thinned and never raised again
 
 
 def test_every_file_says_what_it_is():

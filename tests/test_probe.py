@@ -188,3 +188,21 @@ def test_any_folder_of_classes(tmp_path):
     train, val, test = labelled.splits(tmp_path, 2, 32)
     assert [len(part) for part in (train, val, test)] == [4, 2, 2] and len({part.name for part in (train, val, test)}) == 3
     assert train.batch(range(4))[:, 0, 0, 0].tolist() == [0, 80, 0, 80] and val.batch(range(2))[:, 0, 0, 0].tolist() == [160, 160]
+
+
+def test_classes_as_datasets_has_them(tmp_path):
+    """As imagenet-1k of the hub: train and validation, an image and a label with names; saved here as `datasets` saves it."""
+    import datasets
+
+    def part(colours, labels):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+        return datasets.Dataset.from_dict({"image": [Image.new("RGB", (50, 40), (c, 0, 0)) for c in colours], "label": labels}, features)
+
+    datasets.DatasetDict({"train": part([0, 80, 160, 240], [0, 1, 1, 0]), "validation": part([40], [1])}).save_to_disk(tmp_path / "saved")
+    train, val, test = labelled.splits(tmp_path / "saved", 1, 32)
+    assert train.classes == ["cat", "dog"] and test.labels.tolist() == [1] and test.name.startswith("saved val")
+    assert train.batch(range(2))[:, 0, 0, 0].tolist() == [0, 80] and val.batch(range(2))[:, 0, 0, 0].tolist() == [160, 240]
+    with pytest.raises(ValueError, match="no column image, label: choose from picture"):
+        labelled.columns(datasets.Dataset.from_dict({"picture": [1]}), "mine")
+    text = datasets.Dataset.from_dict({"image": [None] * 3, "label": ["b", "a", "b"]})
+    assert labelled.columns(text, "mine").classes == ["a", "b"] and labelled.columns(text, "mine").labels.tolist() == [1, 0, 1]

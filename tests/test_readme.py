@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from targets import markdown
 
 from lvmlab import paths, runs
-from lvmlab.plots.targets import markdown, scores_markdown, settings_markdown
+from lvmlab.plots.tables import scores_markdown, settings_markdown
 from lvmlab.studies import balancing, common
 from lvmlab.tokenizer import Tokenizer
 

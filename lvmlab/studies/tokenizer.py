@@ -205,16 +205,6 @@ def compare(setting: Setting = Setting(), *, again: bool = False, progress: bool
     return runs.run(STUDY, setting.config(), lambda config: compute(config, progress), again=again)
 
 
-def stored(setting: Setting = Setting()) -> dict | None:
-    """The stored run, or None with a line that says how to compute it."""
-    try:
-        return runs.load(runs.key(STUDY, setting.config()))
-    except FileNotFoundError:
-        print(f"The run {runs.key(STUDY, setting.config())} is not stored here. Compute it, about 4 minutes on two idle cores:\n"
-              "    python -m lvmlab.studies.tokenizer")
-        return None
-
-
 def compute(config: dict, progress: bool = True) -> list[dict]:
     """One row a training: {quantiser, seed, codes, scores, seconds, curve}. config: a `Setting.config`."""
     setting = Setting(**{field.name: config[field.name] for field in fields(Setting)})
@@ -265,14 +255,6 @@ def report(record: dict, out: Callable[[str], None] = print) -> None:
     for r in findings(record):
         out(f"{r['title']:28} VQ {r['vq']:8.3f}   FSQ {r['fsq']:8.3f}   FSQ - VQ {r['difference']:+8.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"
             f"   higher: {r['higher']}")
-
-
-def verdict(record: dict) -> str:
-    """The findings in one sentence."""
-    by = {who: [r["title"] for r in findings(record) if r["higher"] == who] for who in ("VQ", "FSQ", "undecided")}
-    said = [f"{who} is higher in {', '.join(by[who])}" for who in ("VQ", "FSQ") if by[who]]
-    said += [f"undecided: {', '.join(by['undecided'])}"] if by["undecided"] else []
-    return f"At {record['config']['steps']} steps and {record['config']['seeds']} seeds each: {'; '.join(said)}."
 
 
 def main() -> None:

@@ -62,8 +62,9 @@ function intervals(rows) {
 const CELL = `from lvmlab.widgets.session import Session
 
 session = Session()
-print(session.replay(open("lvmlab-recipe.json").read()))  # says whether the answer is the same
-pictures = session.pictures(session.found)  # uint8 (answers, 64, 64, 3)`;
+*_, found = session.replay(open("lvmlab-recipe.json").read())
+print(found.said)  # whether the answer is the same
+pictures = session.pictures(found)  # uint8 (answers, 64, 64, 3)`;
 
 function takePanel(studio) {
   const { model, act } = studio;

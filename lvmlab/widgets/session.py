@@ -29,13 +29,17 @@ FORMAT = "lvmlab recipe 1"
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """So much of an answer as is written: ``steps`` of (1, A) each, by which ``model`` and ``options``, in ``seconds``, prefill included."""
+    """So much of an answer as is written: ``steps`` of (1, A) each, by which ``model`` and ``options``, in ``seconds``, prefill included.
+
+    said: of one that a recipe asked for, whether it is the recipe's.
+    """
 
     model: str
     options: dict
     forced: list[int]
     steps: list[Step]
     seconds: float
+    said: str = ""
 
     def of(self, name: str) -> Tensor:
         """ids, logprobs or entropies (A, i), or log (A, i, codes)."""
@@ -160,8 +164,8 @@ class Session:
         kept |= {"format": FORMAT, "tokens": found.of("ids").tolist(), "made": self._made(found.model)}
         return json.dumps(kept, default=lambda array: png(array) if array.dtype == np.uint8 else array.tolist())
 
-    def replay(self, source: str | bytes) -> str:
-        """A recipe's prompt and its answer anew, as ``found``; says whether it is the same answer, and what differs here."""
+    def replay(self, source: str | bytes) -> Iterator[Answer]:
+        """A recipe's prompt and its answer anew, as `answer` gives it; ``said`` by the last is whether it is the same, and what differs here."""
         try:
             kept = json.loads(source)
             pairs = [Pair(*(images.to_uint8(images.load(base64.b64decode(p[side]))) for side in ("image", "label")),
@@ -171,11 +175,13 @@ class Session:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no recipe that can be read ({error}): give the JSON file that the studio's Take away wrote") from error
         self.set(asked, kept["known"])
-        *_, found = self.answer(kept["model"], **options)
+        for found in self.answer(kept["model"], **options):
+            yield found
         changed, here = int((found.of("ids")[:, : was.shape[1]] != was).sum()), self._made(found.model)
         other = "; ".join(f"{name} is {here.get(name)}, was {value}" for name, value in made if here.get(name) != value)
         same = f"{changed} of {was.numel()} tokens differ from the recipe's." if changed else "The same answer as in the recipe."
-        return f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}"
+        self.found = replace(found, said=f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}")
+        yield self.found
 
     def _made(self, model: str) -> dict[str, str]:
         lvm, t, here = self.lvm(model), self.tokenizer, {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")}

@@ -22,7 +22,7 @@ from lvmlab.evaluate import Job
 from lvmlab.widgets.session import SPLIT, Answer, Session, png
 
 HERE, SHOWN = Path(__file__).parent, 4  # tokens between two pictures of a growing answer
-EDITS = ("draw", "arrange", "put", "recolour", "back", "replay")  # methods of the session that take little time
+EDITS = ("draw", "arrange", "put", "recolour", "back")  # methods of the session that take little time
 Progress = Iterator[tuple[int, int, str]]  # steps done, of how many (0: not known), and what is said of it
 
 
@@ -76,14 +76,14 @@ class Studio(anywidget.AnyWidget):
         self.status = {"busy": ""} | end
 
     def _steps(self, do: str, given: dict) -> Progress:
-        if do in ("answer", "choose"):
+        if do in ("answer", "choose", "replay"):
             yield from self._growing(getattr(self.session, do)(**given))
         elif do in EDITS:
-            said = getattr(self.session, do)(**given)
+            getattr(self.session, do)(**given)
             self._show_prompt()
             if self.session.found:
                 self._show_answer()
-            yield 1, 1, said or ""
+            yield 1, 1, ""
         else:
             yield from getattr(self, f"_do_{do}")(**given) or ()
 
@@ -103,10 +103,11 @@ class Studio(anywidget.AnyWidget):
 
     def _do_vary(self, model: str, prompts: int = 16) -> Progress:
         session, rows, job = self.session, [], Job(self.session.asked.task, prompts=prompts, split=SPLIT)
-        for row in sensitivity.measure(session.lvm(model), session.tokenizer, job):
-            rows = [*rows, row | {"model": model}]
-            self.sensitivity = {"rows": rows}
-            yield len(rows), 0, f"{row['group']}: {row['name']}"
+        for change, row in sensitivity.measure(session.lvm(model), session.tokenizer, job):
+            if row:
+                rows = [*rows, row | {"model": model}]
+                self.sensitivity = {"rows": rows}
+            yield len(rows), 0, change
 
     def _do_take(self) -> None:
         self.taken = {"recipe": self.session.recipe()}
@@ -115,18 +116,20 @@ class Studio(anywidget.AnyWidget):
         self.inside, found = {}, None
         try:
             for found in answers:
+                if self.session.asked is not self._asked:  # a recipe brings its own prompt
+                    self._show_prompt()
                 if len(found.steps) % SHOWN == 0:
                     self._show_answer()
                 yield len(found.steps), self.session.n, f"{found.model} answers"
         finally:  # also where it is stopped
             if found and len(found.steps) % SHOWN:
                 self._show_answer()
-        yield 1, 1, f"{found.model} answered in {found.seconds:.2f} s."
+        yield 1, 1, found.said or f"{found.model} answered in {found.seconds:.2f} s."
 
     def _show_prompt(self) -> None:
-        asked, known = self.session.asked, self.session.known
+        self._asked = asked = self.session.asked
         shown = [[png(pair.image), png(pair.label)] for pair in asked.pairs]
-        self.prompt = {"task": asked.task, "examples": shown[:-1], "query": shown[-1][0], "truth": shown[-1][1] if known else "",
+        self.prompt = {"task": asked.task, "examples": shown[:-1], "query": shown[-1][0], "truth": shown[-1][1] if self.session.known else "",
                        "colours": asked.encoding.colours, "grid": self.session.tokenizer.grid}  # fmt: skip
         self.answer, self.inside, self.compare, self.taken = {}, {}, {}, {}
 
