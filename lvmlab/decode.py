@@ -1,8 +1,11 @@
 """One token after another, fast: a prompt is read once, its keys and values kept, and each step is a few fused operations a layer.
 
 At these sizes a step's time goes into calling modules, not into arithmetic: here q, k and v are one product, gate and up another, rotary positions
-one complex multiplication (rows of q and k are laid so that its pairs are neighbours, which changes no score), and memory is set aside once.
+one complex multiplication (rows of q and k are laid so that its pairs are neighbours, which changes no score; v is turned by nothing), a norm four
+operations, and memory is set aside once. Wide matrices lie transposed: a CPU multiplies one row by them a third faster so.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,16 @@ def decoder(lvm: LVM) -> "Plain":
     """What decodes for a model: kept with it, and made anew where its weights have changed."""
     state = tuple((p.data_ptr(), p._version) for p in lvm.parameters())
     if getattr(lvm, "_decoder", (None,))[0] != state:
-        plain = type(lvm.llama.model.layers[0].self_attn.q_proj) is nn.Linear  # adapters are no part of its weight
-        kind = Lean if plain and lvm.config.model_type == "llama" and lvm.num_parameters <= FUSED else Plain
+        kind = Lean if lvm.num_parameters <= FUSED and _simple(lvm) else Plain
         object.__setattr__(lvm, "_decoder", (state, kind(lvm)))  # no part of the module
     return lvm._decoder[1]
+
+
+def _simple(lvm: LVM) -> bool:
+    """Whether it is a LLaMA as ours are: `transformers` has others by the same name."""
+    c, plain = lvm.config, type(lvm.llama.model.layers[0].self_attn.q_proj) is nn.Linear  # adapters are no part of its weight
+    return (plain and c.model_type == "llama" and c.num_key_value_heads == c.num_attention_heads == c.hidden_size / c.head_dim
+            and c.rope_parameters["rope_type"] == "default" and c.hidden_act == "silu" and not c.mlp_bias)  # fmt: skip
 
 
 class Plain:
@@ -37,7 +46,7 @@ class Plain:
         """Reads prompts (B, T), with ``room`` for so many tokens after them: their memory, and the last hidden states (B, 1, width)."""
         cache = Cache(layers=[DynamicLayer() for _ in range(self.count)])
         hidden = self.model(input_ids=tokens, cache=cache, use_cache=True).last_hidden_state[:, -1:]
-        return Memory([(layer.keys[..., self.order], layer.values) for layer in cache.layers], room), hidden
+        return Memory([torch.cat([layer.keys[..., self.order], layer.values], 1) for layer in cache.layers], room), hidden
 
     def step(self, ids: Tensor, place: int | Tensor, memory: "Memory", mask: Tensor | None = None) -> Tensor:
         """The hidden states (B, A, width) of tokens (B, A) that stand at ``place``, one for all or (A,); ``mask`` (B or 1, 1, A, keys) says what
@@ -59,10 +68,10 @@ class _Kept(DynamicLayer):
     def __init__(self, memory: "Memory", layer: int):
         super().__init__()
         self.memory, self.layer, self.is_initialized = memory, layer, True
-        self.keys, self.values = (store[:, :, : memory.filled] for store in memory.store[layer])
+        self.keys, self.values = memory.store[layer][:, :, : memory.filled].chunk(2, 1)
 
     def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = self.memory.write(self.layer, keys, values)
+        self.keys, self.values = self.memory.write(self.layer, torch.cat([keys, values], 1))
         return self.keys, self.values
 
 
@@ -71,54 +80,60 @@ class Lean(Plain):
 
     def __init__(self, lvm: LVM):
         super().__init__(lvm)
-        model, config = lvm.llama.model, lvm.config
-        self.heads, self.eps = config.num_attention_heads, config.rms_norm_eps
-        self.half = config.hidden_size // self.heads // 2
+        model, config, width = lvm.llama.model, lvm.config, lvm.config.hidden_size
+        self.heads, self.half = config.num_attention_heads, width // config.num_attention_heads // 2
         rate = config.rope_parameters["rope_theta"] ** (-torch.arange(self.half, device=lvm.device) / self.half)
-        angle = torch.arange(lvm.context, device=lvm.device)[:, None] * rate
-        self.turns = torch.polar(torch.ones_like(angle), angle)  # (context, head width / 2)
+        angle = torch.arange(lvm.context, device=lvm.device)[:, None, None, None] * rate
+        turns = torch.polar(torch.ones_like(angle), angle)
+        self.turns = torch.cat([turns, turns, torch.ones_like(turns)], 1)  # (context, q and k and v, 1, head width / 2)
         self.order = torch.arange(2 * self.half, device=lvm.device).view(2, -1).T.flatten()  # the halves' pairs as neighbours
         rows = (torch.arange(self.heads, device=lvm.device)[:, None] * 2 * self.half + self.order).flatten()
+        # x / sqrt(mean(x^2) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps)): the first factor goes into the norm's weight
+        self.root, self.least = math.sqrt(width), torch.tensor(math.sqrt(config.rms_norm_eps * width), device=lvm.device)
         self.layers = [self._layer(layer, rows) for layer in model.layers]
-        self.norm, self.embedding = model.norm.weight, model.embed_tokens.weight
+        self.norm, self.embedding, self.across = model.norm.weight * self.root, model.embed_tokens.weight, self.head.t().contiguous()
 
-    def _layer(self, layer, rows: Tensor) -> tuple[Tensor | None, ...]:
+    def _layer(self, layer, rows: Tensor) -> tuple[Tensor, ...]:
         a, m = layer.self_attn, layer.mlp
-        bias = None if a.q_proj.bias is None else torch.cat([a.q_proj.bias[rows], a.k_proj.bias[rows], a.v_proj.bias])
+        q, k, v, o = (torch.zeros_like(p.weight[:, 0]) if p.bias is None else p.bias for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj))
         qkv = torch.cat([a.q_proj.weight[rows], a.k_proj.weight[rows], a.v_proj.weight])
-        return (layer.input_layernorm.weight, qkv, bias, a.o_proj.weight, a.o_proj.bias, layer.post_attention_layernorm.weight,
-                torch.cat([m.gate_proj.weight, m.up_proj.weight]), m.down_proj.weight)  # fmt: skip
+        return (layer.input_layernorm.weight * self.root, qkv.t().contiguous(), torch.cat([q[rows], k[rows], v]), a.o_proj.weight.t(), o,
+                layer.post_attention_layernorm.weight * self.root, torch.cat([m.gate_proj.weight, m.up_proj.weight]).t().contiguous(),
+                m.down_proj.weight.t())  # fmt: skip
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x / torch.hypot(length, self.least).to(x.dtype) * weight
 
     def step(self, ids: Tensor, place: int | Tensor, memory: "Memory", mask: Tensor | None = None) -> Tensor:
-        x, width, turn = F.embedding(ids, self.embedding), self.norm.shape[0], self.turns[place].unsqueeze(-2)  # (1 or A, 1, head width / 2)
-        batch, answers = ids.shape
+        (batch, answers), turn, x = ids.shape, self.turns[place], self.embedding[ids.flatten()]  # x: (B * A, width)
         for layer, (norm_1, qkv, bias, out, out_bias, norm_2, gate_up, down) in enumerate(self.layers):
-            parts = F.linear(F.rms_norm(x, (width,), norm_1, self.eps), qkv, bias).view(batch, answers, 3 * self.heads, -1)
-            turned = parts[:, :, : 2 * self.heads].float().unflatten(3, (-1, 2))
-            turned = torch.view_as_real(torch.view_as_complex(turned) * turn).flatten(3).to(x.dtype)  # q and k
-            q, k = turned.transpose(1, 2).split(self.heads, 1)
-            keys, values = memory.write(layer, k, parts[:, :, 2 * self.heads :].transpose(1, 2))
-            seen = F.scaled_dot_product_attention(q, keys, values, mask)  # (B, heads, A, head width)
-            x = x + F.linear(seen.transpose(1, 2).flatten(2), out, out_bias)
-            gate, up = F.linear(F.rms_norm(x, (width,), norm_2, self.eps), gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, down)
+            parts = torch.addmm(bias, self._normed(x, norm_1), qkv).float().view(batch, answers, 3, self.heads, self.half, 2)
+            parts = torch.view_as_real(torch.view_as_complex(parts) * turn).view(batch, answers, 3 * self.heads, -1).to(x.dtype).transpose(1, 2)
+            keys, values = memory.write(layer, parts[:, self.heads :])
+            seen = F.scaled_dot_product_attention(parts[:, : self.heads], keys, values, mask)  # (B, heads, A, head width)
+            x = torch.addmm(x + out_bias, seen.transpose(1, 2).reshape(batch * answers, -1), out)
+            gate, up = (self._normed(x, norm_2) @ gate_up).chunk(2, -1)
+            x = torch.addmm(x, F.silu(gate) * up, down)
         memory.filled += answers
-        return F.rms_norm(x, (width,), self.norm, self.eps)
+        return self._normed(x, self.norm).view(batch, answers, -1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return (hidden @ self.across).float()
 
 
 class Memory:
-    """Keys and values of every layer, in memory set aside once: (B, heads, T + room, head width). ``filled``: so many places are taken."""
+    """Keys, then values, of every layer, in memory set aside once: (B, 2 * heads, T + room, head width). ``filled``: so many places are taken."""
 
-    def __init__(self, read: list[tuple[Tensor, Tensor]], room: int):
-        self.length = self.filled = read[0][0].shape[2]
-        self.store = [tuple(torch.cat([x, x.new_empty(*x.shape[:2], room, x.shape[3])], 2) for x in pair) for pair in read]
+    def __init__(self, read: list[Tensor], room: int):
+        self.length = self.filled = read[0].shape[2]
+        self.store = [torch.cat([x, x.new_empty(*x.shape[:2], room, x.shape[3])], 2) for x in read]
 
-    def write(self, layer: int, *new: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a step, and then all there are."""
-        until = self.filled + new[0].shape[2]
-        for store, x in zip(self.store[layer], new, strict=True):
-            store[:, :, self.filled : until] = x
-        return tuple(store[:, :, :until] for store in self.store[layer])
+    def write(self, layer: int, new: Tensor) -> list[Tensor]:
+        """Keys and values of a step (B, 2 * heads, A, head width), and then all there are: both."""
+        store, until = self.store[layer], self.filled + new.shape[2]
+        store[:, :, self.filled : until] = new
+        return store[:, :, :until].chunk(2, 1)
 
     def rewind(self) -> None:
         """Forgets everything after the prompt, which need not be read again."""

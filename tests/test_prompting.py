@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lvmlab import prompting
 from lvmlab.images import ImageError
@@ -51,6 +52,19 @@ def test_greedy_equals_generate(lvm):
     theirs = lvm.llama.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=2 * N)[:, 3 * N :]
     assert torch.equal(ours.tokens[:, 0], theirs)
     assert len(ours.tokens.unique()) > 2 and not torch.equal(ours.tokens[0], ours.tokens[1])
+
+
+STRETCHED = {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}
+OTHERS = ({"num_key_value_heads": 1}, {"mlp_bias": True}, {"head_dim": 24}, {"hidden_act": "gelu"}, {"rope_parameters": STRETCHED})
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=lambda other: next(iter(other)))
+def test_any_llama_is_decoded_as_transformers_would(other):
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    config = LlamaConfig(**dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=CODES,
+                                max_position_embeddings=256, initializer_range=0.3) | ends | other)  # fmt: skip
+    torch.manual_seed(5)
+    test_greedy_equals_generate(LVM(LlamaForCausalLM(config).eval()))
 
 
 def test_logprobs_and_entropies_are_those_of_one_whole_pass(lvm):
