@@ -34,10 +34,10 @@ def folders() -> dict[str, Path]:
 def run(study: str, config: dict, compute: Callable[[dict], object], *, again: bool = False) -> dict:
     """The stored run of this study and configuration, or a new one: its record, with ``compute(config)`` under "result".
 
-    ``config`` must be plain JSON and name every version and fingerprint that decides the outcome. A new run goes to the
+    ``config`` must become plain JSON and name every version and fingerprint that decides the outcome. A new run goes to the
     cache; ``promote`` ships it. ``again`` computes even where one is stored.
     """
-    name = key(study, config)
+    name, config = key(study, config), json.loads(json.dumps(config))  # as it will be when the run is read back
     if not again:
         for folder in folders().values():
             if (folder / f"{name}.json").is_file():

@@ -40,6 +40,15 @@ def test_an_arm_tunes_trains_and_scores(cache, name):
     assert (row["flops"]["teacher"] > 0) == (name != "alone")
     mean, low, high = study.gained({name: record, "alone": record}, name, "pose", against=name)
     assert mean == low == high == 0 and "seeds each" in common.provenance({name: record})
+    assert ("teacher" in row) == (name == "pose, forward") and all(loss > 0 for loss in row.get("teacher", {}).values())
+
+
+def test_the_share_of_the_gap_by_hand():
+    def record(*losses):
+        return {"result": [{"losses": {"pose": {"cross entropy": loss}}} for loss in losses]}
+
+    share, low, high = study.closed({"alone": record(3.0, 3.2), "taught": record(2.5, 2.9)}, "taught", "pose", 2.0)
+    assert share == pytest.approx((0.5 / 1.0 + 0.3 / 1.2) / 2) and low < share < high
 
 
 def test_val_drops_objectives_early(cache, monkeypatch):

@@ -8,7 +8,6 @@ mini-world itself varies crop and place when a pair is rendered; a pair that is 
 """
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,11 +82,10 @@ SCALES = {"smoke": Setting(steps=100, tokens=1024, shrink=10, prompts=8, curve=2
 
 
 def config(arm: str, setting: Setting, split: str = "val") -> dict:
-    """All that decides an arm's outcome, as plain JSON: what its run is named by. split: that it is scored on."""
+    """All that decides an arm's outcome: what its run is named by. split: that it is scored on."""
     tokenizer = Tokenizer.from_pretrained("mini", device="cpu").fingerprint
-    whole = {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "shape": asdict(MICRO), "tokenizer": tokenizer,
-             "pairs": PAIRS, "few": FEW, "copies": COPIES, "split": split}
-    return json.loads(json.dumps(whole))
+    return {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "shape": asdict(MICRO), "tokenizer": tokenizer,
+            "pairs": PAIRS, "few": FEW, "copies": COPIES, "split": split}
 
 
 def store(setting: Setting, full: bool) -> Path:

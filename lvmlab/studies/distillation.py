@@ -7,7 +7,6 @@ what the student is held to. One arm has no teacher and as much compute as the t
 """
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,10 +74,9 @@ SCALES = {"smoke": Setting(steps=60, tokens=1024, groups=20, prompts=8, curve=2,
 
 
 def config(arm: str, setting: Setting) -> dict:
-    """All that decides an arm's outcome, as plain JSON: what its run is named by."""
+    """All that decides an arm's outcome: what its run is named by."""
     tokenizer, teacher = Tokenizer.from_pretrained("mini", device="cpu").fingerprint, LVM.from_pretrained(TEACHER, device="cpu").fingerprint()
-    whole = {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "tokenizer": tokenizer, "teacher": teacher, "lrs": LRS}
-    return json.loads(json.dumps(whole))
+    return {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "tokenizer": tokenizer, "teacher": teacher, "lrs": LRS}
 
 
 def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:
@@ -179,7 +177,7 @@ def tune(wanted: dict, compiled: bool = False) -> list[dict]:
 
 
 def compute(wanted: dict, compiled: bool = False) -> list[dict]:
-    """One row a seed: {seed, lr, seconds, curve, scores, losses, answers, flops}."""
+    """One row a seed: {seed, lr, seconds, curve, scores, losses, answers, flops; teacher: its losses, where it was tuned to a single task}."""
     made = Trainings(wanted, compiled)
     setting, master = made.setting, made.master
     lr = lowest(tuning(wanted["arm"], setting, compiled=compiled))[1]
@@ -189,7 +187,8 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
         row = made.train(f"seed-{seed}", seed, steps, lr)
         lvm, read = load_lvm(made.folder / f"seed-{seed}"), steps * setting.tokens
         flops = {"student": 6 * lvm.num_parameters * read, "teacher": 2 * (master.num_parameters if master else 0) * read}
-        return row | {"precision": precision(setting.precision), "parameters": lvm.num_parameters, "flops": flops,
+        said = {"teacher": common.losses(master, made.asked)} if master and made.arm.only else {}  # such a teacher ships nowhere
+        return row | {"precision": precision(setting.precision), "parameters": lvm.num_parameters, "flops": flops, **said,
                       **common.scored(lvm, made.asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0)}  # fmt: skip
 
     return [made.kept(f"seed-{seed}", lambda seed=seed: one(seed)) for seed in range(setting.seeds)]
@@ -198,6 +197,12 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
 def gained(records: dict[str, dict], name: str, task: str, against: str = "alone", measure: str = "cross entropy") -> tuple[float, float, float]:
     """What an arm changes against another, seed by seed: (mean, low, high), 95 % t interval; nats a token, below 0 is better."""
     return common.across_seeds(common.final_losses(records[name], task, measure) - common.final_losses(records[against], task, measure))
+
+
+def closed(records: dict[str, dict], name: str, task: str, teacher: float, against: str = "alone") -> tuple[float, float, float]:
+    """The share of the gap to this ``teacher``'s cross entropy that an arm closes, seed by seed: (mean, low, high), 95 % t interval."""
+    alone = common.final_losses(records[against], task)
+    return common.across_seeds((alone - common.final_losses(records[name], task)) / (alone - teacher))
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ trainings of the study scale are 5.5 hours of one core, the probes of its 42 tru
 (OMP_NUM_THREADS=1), so take 3.3 hours of two cores.
 """
 
-import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -84,12 +83,12 @@ def arms() -> list[str]:
 
 
 def config(arm: str, setting: Setting) -> dict:
-    """All that decides an arm's outcome, as plain JSON: what its run is named by."""
+    """All that decides an arm's outcome: what its run is named by."""
     chosen, models = ARMS[arm], {}
     if chosen.tokens:
         models = {"tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
                   "model": LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint()}  # fmt: skip
-    return json.loads(json.dumps({"version": VERSION, "arm": arm, **asdict(chosen), "setting": asdict(setting), **models}))
+    return {"version": VERSION, "arm": arm, **asdict(chosen), "setting": asdict(setting), **models}
 
 
 def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:

@@ -7,7 +7,6 @@ tokens more (warm-up, stable, decay: arXiv 2405.18392), so that budgets share wh
 """
 
 import functools
-import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -43,10 +42,9 @@ SCALES = {"smoke": Setting(budgets=(20, 40), tokens=1024, groups=20, prompts=8, 
 
 
 def config(size: str, setting: Setting) -> dict:
-    """All that decides a size's outcome, as plain JSON."""
-    whole = {"version": VERSION, "size": size, "shape": asdict(SIZES[size]), "setting": asdict(setting), "lrs": LRS,
-             "tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint}
-    return json.loads(json.dumps(whole))
+    """All that decides a size's outcome."""
+    return {"version": VERSION, "size": size, "shape": asdict(SIZES[size]), "setting": asdict(setting), "lrs": LRS,
+            "tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint}
 
 
 def size(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:

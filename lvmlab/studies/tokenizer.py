@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -191,13 +190,12 @@ class Setting:
         return replace(SHORT, free_batches=min(40, self.steps // 5))
 
     def config(self) -> dict:
-        """All that decides the outcome, as plain JSON: what the run is named by."""
+        """All that decides the outcome: what the run is named by."""
         # fields that came later, as long as they are what was always done
         network = {k: v for k, v in asdict(self.network).items() if (k, v) != ("signed", False)}
         training = {k: v for k, v in asdict(self.training).items() if k != "tracker" and (k, v) != ("decay", "matrices")}
-        whole = {"version": VERSION, **asdict(self), "network": network, "recipe": asdict(self.recipe), "training": training,
-                 "levels": FSQ_LEVELS[self.codes]}
-        return json.loads(json.dumps(whole))  # tuples become lists, as they will be when the run is read back
+        return {"version": VERSION, **asdict(self), "network": network, "recipe": asdict(self.recipe), "training": training,
+                "levels": FSQ_LEVELS[self.codes]}
 
 
 def compare(setting: Setting = Setting(), *, again: bool = False, progress: bool = True) -> dict:
