@@ -2,7 +2,7 @@
 
 At these sizes a step's time goes into calling modules, not into arithmetic: here q, k and v are one product, gate and up another, rotary positions
 one complex multiplication (rows of q and k are laid so that its pairs are neighbours, which changes no score; v is turned by nothing), a norm four
-operations, and memory is set aside once. Wide matrices lie transposed: a CPU multiplies one row by them a third faster so.
+operations, and memory is set aside once.
 """
 
 import math
@@ -19,7 +19,7 @@ FUSED = 600e6  # parameters up to which weights are kept fused beside the model'
 
 def decoder(lvm: LVM) -> "Plain":
     """What decodes for a model: kept with it, and made anew where its weights have changed."""
-    state = tuple((p.data_ptr(), p._version) for p in lvm.parameters())
+    state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in lvm.parameters())
     if getattr(lvm, "_decoder", (None,))[0] != state:
         kind = Lean if lvm.num_parameters <= FUSED and _simple(lvm) else Plain
         object.__setattr__(lvm, "_decoder", (state, kind(lvm)))  # no part of the module
@@ -40,13 +40,13 @@ class Plain:
 
     def __init__(self, lvm: LVM):
         self.model, self.head = lvm.llama.model, lvm.llama.lm_head.weight[: lvm.codes]
-        self.count = lvm.config.num_hidden_layers
+        self.count, self.kept = lvm.config.num_hidden_layers, self.head.dtype  # layers, and how keys and values are kept
 
     def prefill(self, tokens: Tensor, room: int) -> tuple["Memory", Tensor]:
         """Reads prompts (B, T), with ``room`` for so many tokens after them: their memory, and the last hidden states (B, 1, width)."""
         cache = Cache(layers=[DynamicLayer() for _ in range(self.count)])
         hidden = self.model(input_ids=tokens, cache=cache, use_cache=True).last_hidden_state[:, -1:]
-        return Memory([torch.cat([layer.keys[..., self.order], layer.values], 1) for layer in cache.layers], room), hidden
+        return Memory([torch.cat([layer.keys[..., self.order], layer.values], 1).to(self.kept) for layer in cache.layers], room), hidden
 
     def step(self, ids: Tensor, place: int | Tensor, memory: "Memory", mask: Tensor | None = None) -> Tensor:
         """The hidden states (B, A, width) of tokens (B, A) that stand at ``place``, one for all or (A,); ``mask`` (B or 1, 1, A, keys) says what
@@ -81,6 +81,8 @@ class Lean(Plain):
     def __init__(self, lvm: LVM):
         super().__init__(lvm)
         model, config, width = lvm.llama.model, lvm.config, lvm.config.hidden_size
+        if lvm.device.type == "cpu":  # whose kernel for bf16 takes several times as long for one query
+            self.kept = torch.float32
         self.heads, self.half = config.num_attention_heads, width // config.num_attention_heads // 2
         rate = config.rope_parameters["rope_theta"] ** (-torch.arange(self.half, device=lvm.device) / self.half)
         angle = torch.arange(lvm.context, device=lvm.device)[:, None, None, None] * rate
@@ -91,14 +93,14 @@ class Lean(Plain):
         # x / sqrt(mean(x^2) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps)): the first factor goes into the norm's weight
         self.root, self.least = math.sqrt(width), torch.tensor(math.sqrt(config.rms_norm_eps * width), device=lvm.device)
         self.layers = [self._layer(layer, rows) for layer in model.layers]
-        self.norm, self.embedding, self.across = model.norm.weight * self.root, model.embed_tokens.weight, self.head.t().contiguous()
+        self.norm, self.embedding, self.across = model.norm.weight * self.root, model.embed_tokens.weight, _across(self.head)
 
     def _layer(self, layer, rows: Tensor) -> tuple[Tensor, ...]:
         a, m = layer.self_attn, layer.mlp
         q, k, v, o = (torch.zeros_like(p.weight[:, 0]) if p.bias is None else p.bias for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj))
         qkv = torch.cat([a.q_proj.weight[rows], a.k_proj.weight[rows], a.v_proj.weight])
-        return (layer.input_layernorm.weight * self.root, qkv.t().contiguous(), torch.cat([q[rows], k[rows], v]), a.o_proj.weight.t(), o,
-                layer.post_attention_layernorm.weight * self.root, torch.cat([m.gate_proj.weight, m.up_proj.weight]).t().contiguous(),
+        return (layer.input_layernorm.weight * self.root, _across(qkv), torch.cat([q[rows], k[rows], v]), a.o_proj.weight.t(), o,
+                layer.post_attention_layernorm.weight * self.root, _across(torch.cat([m.gate_proj.weight, m.up_proj.weight])),
                 m.down_proj.weight.t())  # fmt: skip
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -109,10 +111,10 @@ class Lean(Plain):
         (batch, answers), turn, x = ids.shape, self.turns[place], self.embedding[ids.flatten()]  # x: (B * A, width)
         for layer, (norm_1, qkv, bias, out, out_bias, norm_2, gate_up, down) in enumerate(self.layers):
             parts = torch.addmm(bias, self._normed(x, norm_1), qkv).float().view(batch, answers, 3, self.heads, self.half, 2)
-            parts = torch.view_as_real(torch.view_as_complex(parts) * turn).view(batch, answers, 3 * self.heads, -1).to(x.dtype).transpose(1, 2)
+            parts = torch.view_as_real(torch.view_as_complex(parts) * turn).view(batch, answers, 3 * self.heads, -1).to(self.kept).transpose(1, 2)
             keys, values = memory.write(layer, parts[:, self.heads :])
             seen = F.scaled_dot_product_attention(parts[:, : self.heads], keys, values, mask)  # (B, heads, A, head width)
-            x = torch.addmm(x + out_bias, seen.transpose(1, 2).reshape(batch * answers, -1), out)
+            x = torch.addmm(x + out_bias, seen.transpose(1, 2).reshape(batch * answers, -1).to(x.dtype), out)
             gate, up = (self._normed(x, norm_2) @ gate_up).chunk(2, -1)
             x = torch.addmm(x, F.silu(gate) * up, down)
         memory.filled += answers
@@ -120,6 +122,11 @@ class Lean(Plain):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return (hidden @ self.across).float()
+
+
+def _across(weight: Tensor) -> Tensor:
+    """A wide matrix as it is multiplied by, (in, out): in fp32 a CPU does so a third faster, for one row, where it lies so, in bf16 slower."""
+    return weight.t().contiguous() if weight.dtype == torch.float32 else weight.t()
 
 
 class Memory:

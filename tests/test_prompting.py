@@ -67,6 +67,11 @@ def test_any_llama_is_decoded_as_transformers_would(other):
     test_greedy_equals_generate(LVM(LlamaForCausalLM(config).eval()))
 
 
+@torch.inference_mode()
+def test_a_model_made_under_inference_mode_answers_too():
+    test_greedy_equals_generate(LVM.from_shape(Shape(32, 2, 2, 64, context=256, vocab=CODES, bias=True), seed=3))
+
+
 def test_logprobs_and_entropies_are_those_of_one_whole_pass(lvm):
     tokens = rows()
     got = complete_tokens(lvm, tokens, N, sample=True, temperature=0.7, top_k=9, generator=seeded(), answers=3)

@@ -3,7 +3,6 @@
     python -m lvmlab.studies.tokenizer    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in assets/runs
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -198,9 +197,9 @@ class Setting:
                 "levels": FSQ_LEVELS[self.codes]}
 
 
-def compare(setting: Setting = Setting(), *, again: bool = False, progress: bool = True) -> dict:
+def compare(setting: Setting = Setting(), *, progress: bool = True) -> dict:
     """VQ and FSQ trained alike from ``setting.seeds`` seeds each: the stored run, or a new one. A cut-short one goes on."""
-    return runs.run(STUDY, setting.config(), lambda config: compute(config, progress), again=again)
+    return runs.run(STUDY, setting.config(), lambda config: compute(config, progress))
 
 
 def compute(config: dict, progress: bool = True) -> list[dict]:
@@ -256,10 +255,7 @@ def report(record: dict, out: Callable[[str], None] = print) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="VQ beside FSQ at equal budget: computes what is missing and ships it in assets/runs.")
-    parser.add_argument("--again", action="store_true", help="compute even where the run is stored")
-    args = parser.parse_args()
-    record = compare(again=args.again)
+    record = compare()
     report(record)
     print(runs.promote(record["name"]))
 
