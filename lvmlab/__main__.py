@@ -13,10 +13,6 @@ MODELS = ("mini-teacher", "mini-student")
 Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
 
 
-def _fail(error: Exception):
-    sys.exit(f"lvmlab: {error}")
-
-
 def _models(names: tuple[str, ...]) -> dict:
     import torch
 
@@ -315,7 +311,7 @@ def main() -> None:
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="lvmlab", description="A workbench for autoregressive large vision models.")
     except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
-        _fail(error)
+        sys.exit(f"lvmlab: {error}")
 
 
 if __name__ == "__main__":

@@ -81,8 +81,7 @@ class Lean(Plain):
     def __init__(self, lvm: LVM):
         super().__init__(lvm)
         model, config, width = lvm.llama.model, lvm.config, lvm.config.hidden_size
-        if lvm.device.type == "cpu":  # whose kernel for bf16 takes several times as long for one query
-            self.kept = torch.float32
+        self.kept = torch.float32 if lvm.device.type == "cpu" else self.kept  # its kernel for bf16 takes several times as long for one query
         self.heads, self.half = config.num_attention_heads, width // config.num_attention_heads // 2
         rate = config.rope_parameters["rope_theta"] ** (-torch.arange(self.half, device=lvm.device) / self.half)
         angle = torch.arange(lvm.context, device=lvm.device)[:, None, None, None] * rate

@@ -135,26 +135,32 @@ def written(lvm: LVM, tokens: torch.Tensor, n: int, answers: int, batch: int, co
 
 
 @torch.inference_mode()
-def _foretold(lvm: LVM, tokens: torch.Tensor, last: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the ``last`` of tokens (B, T): the cross entropy in nats of each, and whether it is the likeliest, (B, last) both."""
+def _foretold(lvm: LVM, tokens: torch.Tensor, last: int, batch: int) -> tuple[torch.Tensor, ...]:
+    """Of the ``last`` of tokens (B, T): the cross entropy in nats of each, whether it is the likeliest, and the entropy there, (B, last) each."""
     found = []
     for part in tokens.to(lvm.device).split(batch):
         logits, truth = lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, -last:]).float(), part[:, -last:].long()  # (B, last, codes)
         losses = torch.nn.functional.cross_entropy(logits.mT, truth, reduction="none")
-        found.append((losses.cpu(), (logits.argmax(-1) == truth).float().cpu()))
+        entropies = torch.special.entr(logits.softmax(-1)).sum(-1)
+        found.append((losses.cpu(), (logits.argmax(-1) == truth).float().cpu(), entropies.cpu()))
     return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """Of the last ``n`` of ``tokens`` (B, T), the true answers (see `encoded`): their cross entropy in nats a token, and accuracy, each (B,)."""
-    losses, right = _foretold(lvm, tokens, n, batch)
+    losses, right, _ = _foretold(lvm, tokens, n, batch)
     return losses.mean(1).numpy(), right.mean(1).numpy()
 
 
 def picture_losses(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 16) -> np.ndarray:
     """Cross entropy in nats of every token of sentences (B, T) but those of the first picture, given all before it: (B, T / n - 1, n)."""
-    losses, _ = _foretold(lvm, tokens, tokens.shape[1] - n, batch)
+    losses, *_ = _foretold(lvm, tokens, tokens.shape[1] - n, batch)
     return losses.unflatten(1, (-1, n)).numpy()
+
+
+def unsure(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> np.ndarray:
+    """How unsure a model is of each of the last ``n`` of ``tokens`` (B, T), the true ones before it given: entropies in nats, (B, n)."""
+    return _foretold(lvm, tokens, n, batch)[2].numpy()
 
 
 def perplexities(losses: np.ndarray) -> dict[str, float]:

@@ -61,6 +61,8 @@ def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     assert right == pytest.approx([float(g) for g in guessed])
     every = ev.picture_losses(lvm, ev.encoded(tokenizer, asked), 64, batch=2)
     assert every.shape == (3, 5, 64) and every[:, -1].mean(1) == pytest.approx(found, rel=1e-5)
+    p = lvm(ev.encoded(tokenizer, asked)[:, :-1])[:, -64:].softmax(-1)
+    assert ev.unsure(lvm, ev.encoded(tokenizer, asked), 64, batch=2) == pytest.approx(-(p * p.log()).sum(-1).detach().numpy(), rel=1e-4)
     assert found.shape == (3,) and abs(found.mean() - math.log(1024)) < 0.5, "an untrained model guesses"
     both = ev.perplexities(np.array([0.0, math.log(4)]))
     assert both == pytest.approx({"cross entropy": math.log(2), "perplexity (DeLVM)": 2.0, "perplexity (LVM)": 2.5})

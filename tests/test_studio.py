@@ -237,7 +237,7 @@ def test_the_figures_show_what_the_studio_shows(session):
     shares = [int(a.get_title().split("\n")[1].rstrip("%")) for a in figure.axes]
     assert len(shares) == 8 and abs(sum(shares) - 100) <= 4
     assert len(figures.alternatives_chart(ids, likely, patches).axes) == 8
-    drawn = figures.entropy_map(session.pictures(found)[0], found.of("entropies")[0].numpy()).axes[1].images[-1].get_array()
+    drawn = figures.entropy_maps({"answer": session.pictures(found)[0]}, {"entropy": found.of("entropies")[0].numpy()}).axes[1].images[-1].get_array()
     assert np.allclose(drawn.flatten(), found.of("entropies")[0])
     plt.close("all")
 

@@ -16,10 +16,14 @@ def _row(pictures: np.ndarray, titles: list[str], side: float = 1.2) -> tuple[Fi
     return figure, axes[0]
 
 
-def entropy_map(picture: np.ndarray, entropies: np.ndarray, title: str = "answer") -> Figure:
-    """An answer uint8 (S, S, 3) beside the entropy of each of its tokens, (N,) in nats."""
-    figure, axes = _row([picture, picture], [title, "entropy of each token, nats"], 2.6)
-    figure.colorbar(axes[1].imshow(np.reshape(entropies, (round(len(entropies) ** 0.5), -1)), vmin=0, extent=(0, 1, 0, 1)), ax=axes[1], shrink=0.8)
+def entropy_maps(pictures: dict[str, np.ndarray], entropies: dict[str, np.ndarray]) -> Figure:
+    """Pictures uint8 (S, S, 3) by title, then by title the entropy of each token of such a picture, (N,) in nats, all on one scale."""
+    blank = [np.full_like(next(iter(pictures.values())), 255)] * len(entropies)
+    figure, axes = _row([*pictures.values(), *blank], [*pictures, *entropies], 1.9)
+    maps = [np.reshape(values, (round(len(values) ** 0.5), -1)) for values in entropies.values()]
+    for axis, values in zip(axes[len(pictures) :], maps, strict=True):
+        drawn = axis.imshow(values, vmin=0, vmax=np.max(maps), extent=(0, 1, 0, 1))
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="nats")
     return figure
 
 

@@ -28,12 +28,10 @@ def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParse
     return made
 
 
-def main(doc: str, scales: dict, what: str, names: Iterable[str], one: Callable[..., dict], say: Callable[[str, dict], object]) -> None:
-    """The command line of a study: computes what is not stored, part by part, ships it and prints what there is to ``say`` of it."""
+def main(doc: str, scales: dict, what: str, names: Iterable[str], one: Callable[..., dict], say: Callable[[dict], object]) -> None:
+    """The command line of a study: computes what is not stored, part by part, ships it and prints what there is to ``say`` of all."""
     args = parser(doc, scales, what).parse_args()
-    for name in getattr(args, what) or names:
-        record = one(name, scales[args.scale], compiled=args.compiled)
-        print(runs.promote(record["name"]), say(name, record))
+    print(say(shipped(getattr(args, what) or names, lambda name: one(name, scales[args.scale], compiled=args.compiled))))
 
 
 def shipped(names: Iterable[str], one: Callable[[str], dict]) -> dict[str, dict]:

@@ -7,7 +7,6 @@ what the student is held to. One arm has no teacher and as much compute as the t
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -161,9 +160,6 @@ class Trainings:
         curve = [{"step": r["step"], **r["losses"]} for r in log]
         return {"seed": seed, "lr": lr, "seconds": log[-1]["seconds"], "device": log[0]["device"], "curve": curve}
 
-    def kept(self, name: str, compute: Callable[[], dict]) -> dict:
-        return common.kept(self.folder / f"{name}.json", compute)
-
 
 def tune(wanted: dict, compiled: bool = False) -> list[dict]:
     """One row a learning rate: {seed, lr, loss: mean val cross entropy of the tasks at the end, seconds, curve}."""
@@ -173,7 +169,7 @@ def tune(wanted: dict, compiled: bool = False) -> list[dict]:
         row = made.train(f"lr-{lr}", 100, made.setting.tune, lr)
         return row | {"loss": float(np.mean([row["curve"][-1][task] for task in made.asked]))}
 
-    return [made.kept(f"lr-{lr}", lambda lr=lr: one(lr)) for lr in LRS]
+    return [common.kept(made.folder / f"lr-{lr}.json", lambda lr=lr: one(lr)) for lr in LRS]
 
 
 def compute(wanted: dict, compiled: bool = False) -> list[dict]:
@@ -191,7 +187,7 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
         return row | {"precision": precision(setting.precision), "parameters": lvm.num_parameters, "flops": flops, **said,
                       **common.scored(lvm, made.asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0)}  # fmt: skip
 
-    return [made.kept(f"seed-{seed}", lambda seed=seed: one(seed)) for seed in range(setting.seeds)]
+    return [common.kept(made.folder / f"seed-{seed}.json", lambda seed=seed: one(seed)) for seed in range(setting.seeds)]
 
 
 def gained(records: dict[str, dict], name: str, task: str, against: str = "alone", measure: str = "cross entropy") -> tuple[float, float, float]:

@@ -187,7 +187,7 @@ def ship(setting: Setting = Setting(), seed: int = 0) -> Path:
 
 
 def main() -> None:
-    common.main(__doc__, SCALES, "arms", arms(), arm, lambda name, record: {k: v[name] for k, v in table({name: record}).items() if name in v})
+    common.main(__doc__, SCALES, "arms", arms(), arm, table)
 
 
 if __name__ == "__main__":

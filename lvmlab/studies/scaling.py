@@ -123,7 +123,7 @@ def left_out(found: np.ndarray) -> dict[str, tuple[float, float, float]]:
 
 
 def main() -> None:
-    common.main(__doc__, SCALES, "sizes", SIZES, size, lambda name, record: points({name: record})[:, 2].round(3).tolist())
+    common.main(__doc__, SCALES, "sizes", SIZES, size, lambda found: points(found).round(3).tolist())
 
 
 if __name__ == "__main__":
