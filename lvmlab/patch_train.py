@@ -182,7 +182,7 @@ def run(folder: tyro.conf.Positional[Path], data: tyro.conf.Positional[str], sta
 
     Args:
         folder: of the checkpoints and the log.
-        data: objects (mini-world's), fashion (Debian's dataset-fashion-mnist), or a folder that holds train/CLASS/*.
+        data: objects (mini-world's), fashion (Debian's dataset-fashion-mnist), a folder that holds train/CLASS/*, or what `datasets` loads.
         start: what to fine-tune, the folder of a pre-training or AIM's release; without it the shape is pre-trained.
         shape: of the model.
         batch: pictures a step, on all devices together.
