@@ -14,7 +14,7 @@ import torch
 from lvmlab import patchlm
 from lvmlab.attention import by_blocks
 from lvmlab.device import default_device, precision
-from lvmlab.lvm import LVM, SHAPES, Shape
+from lvmlab.lvm import CHUNK, LVM, SHAPES, Shape
 from lvmlab.patchlm import PatchLM, PatchShape
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L4": 121e12, "RTX 4090": 165e12}  # FLOPS of dense bf16, their makers' sheets
@@ -62,7 +62,8 @@ def memory(shape: Shape, tokens: int, *, bf16: bool = True, checkpointing: bool 
     inner, layers = (shape.inner or 4 * shape.width, shape.blocks) if isinstance(shape, PatchShape) else (shape.inner, shape.layers)
     layer = tokens * (size * (7 * shape.width + 4 * inner) + 4 * 4 * shape.width)
     kept = layers * tokens * 4 * shape.width + layer if checkpointing else layers * layer
-    return 16.0 * parameters(shape) + (2.0 * parameters(shape) if bf16 else 0.0) + kept
+    logits = min(tokens * getattr(shape, "vocab", 0), CHUNK) * (16 if bf16 else 12)  # they, their softmax and their gradient
+    return 16.0 * parameters(shape) + (2.0 * parameters(shape) if bf16 else 0.0) + kept + logits
 
 
 def cost(shape: str | Shape | PatchShape, tokens: float, device: str = "here", *, length: int | None = None, step: int = 4096, devices: int = 1,

@@ -25,13 +25,12 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lvmlab.checks import check_fields
+from lvmlab.lvm import in_chunks, logits
 
 AMOUNTS = {"js": 0.5, "skew": 0.1, "smoothing": 0.1}
 OBJECTIVES = ("forward", "reverse", "js", "skew", "hidden", "own", "smoothing")
-CHUNK = 2**23  # logits held at a time: 32 MiB in fp32
 
 
 class Word(Protocol):
@@ -123,41 +122,36 @@ def criterion(objective: Objective, word: Word | None = None, *, weights: Tensor
     """The objective as `lvmlab.lvm.cross_entropy` is called: (hidden (M, d), head (codes, d), targets (M,), weights (M,)) to a scalar.
 
     word: the teacher's, of the same M tokens. weights: (M,) of the divergence, None those of the cross entropy; tokens of weight 0 are
-    left out. projection: of the student's hidden states to the teacher's width, for "hidden". Logits are held for CHUNK at a time and worked out
-    again in the backward pass. Raises ValueError where the word does not support the objective.
+    left out. projection: of the student's hidden states to the teacher's width, for "hidden". Logits are held as `lvmlab.lvm.in_chunks`
+    says. Raises ValueError where the word does not support the objective.
     """
     check(objective, word)
-
-    def piece(hidden: Tensor, head: Tensor, targets: Tensor, ce: Tensor, kd: Tensor, part: Word | None) -> Tensor:
-        logits = F.linear(hidden, head.to(hidden.dtype)).float()
-        smoothing = objective.amount if objective.name == "smoothing" else 0.0
-        loss = objective.ce * (ce * F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)).sum()
-        if part is None or objective.teacher == "none":
-            return loss
-        if objective.name == "hidden":
-            ours, theirs = (F.rms_norm(h.float(), h.shape[-1:]) for h in (projection(hidden) if projection else hidden, part.hidden))
-            found = (ours - theirs).square().mean(-1)
-        elif getattr(part, "ids", None) is not None:
-            found = with_tail(part.log(), part.ids, logits)
-        else:
-            log = part.log()
-            found = divergence(objective, log, logits)
-            if objective.name == "own":
-                found = found * (log.amax(-1).exp() >= objective.sure)
-        return loss + objective.kd * (kd * found).sum()
 
     def of(hidden: Tensor, head: Tensor, targets: Tensor, ce: Tensor | None = None) -> Tensor:
         ce = hidden.new_full(targets.shape, 1 / len(targets), dtype=torch.float32) if ce is None else ce
         kd = ce if weights is None else weights
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        size = max(1, CHUNK // len(head))
-        parts = [slice(first, first + size) for first in range(0, len(targets), size)]
-        found = []
-        for rows in parts:
-            given = (hidden[rows], head, targets[rows], ce[rows], kd[rows], word.part(rows) if word else None)
-            found.append(piece(*given) if len(parts) == 1 else checkpoint(piece, *given, use_reentrant=False))
-        return torch.stack(found).sum()
+
+        def piece(rows: slice) -> Tensor:
+            found, part = logits(hidden[rows], head), word.part(rows) if word else None
+            smoothing = objective.amount if objective.name == "smoothing" else 0.0
+            loss = objective.ce * (ce[rows] * F.cross_entropy(found, targets[rows], reduction="none", label_smoothing=smoothing)).sum()
+            if part is None or objective.teacher == "none":
+                return loss
+            return loss + objective.kd * (kd[rows] * said(hidden[rows], found, part)).sum()
+
+        return in_chunks(piece, len(targets), len(head))
+
+    def said(hidden: Tensor, ours: Tensor, part: Word) -> Tensor:
+        if objective.name == "hidden":
+            ours, theirs = (F.rms_norm(h.float(), h.shape[-1:]) for h in (projection(hidden) if projection else hidden, part.hidden))
+            return (ours - theirs).square().mean(-1)
+        if getattr(part, "ids", None) is not None:
+            return with_tail(part.log(), part.ids, ours)
+        log = part.log()
+        found = divergence(objective, log, ours)
+        return found * (log.amax(-1).exp() >= objective.sure) if objective.name == "own" else found
 
     return of
 

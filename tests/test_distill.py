@@ -65,7 +65,7 @@ def test_an_objective_is_its_formula(given, objective, monkeypatch):
     expected = by_hand(objective, *given)
     whole = distill.criterion(objective, word)(hidden, head, targets, weights)
     assert whole.item() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr(distill, "CHUNK", 5 * CODES)  # three chunks
+    monkeypatch.setattr("lvmlab.lvm.CHUNK", 5 * CODES)  # three chunks
     trained = hidden.clone().requires_grad_()
     parted = distill.criterion(objective, word)(trained, head, targets, weights)
     assert parted.item() == pytest.approx(expected, rel=1e-5)

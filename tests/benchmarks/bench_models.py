@@ -217,6 +217,33 @@ def train_80m():
     yield from training("80m", limit=2.3, share=0.50, pairs=4, n=256, sentences=1)
 
 
+@entry("train.loss")
+def loss():
+    for i, name in enumerate(("mini-student", "80m")):
+        yield losses(f"train.loss/{name}" if i else "train.loss", name, 2048)
+
+
+def losses(row: str, name: str, tokens: int) -> Row:
+    """The weighted loss from hidden states on, forward and backward, in bf16 where that is faster."""
+    shape, device, rng = SHAPES[name], default_device(), torch.Generator().manual_seed(0)
+    hidden, head = (torch.randn(rows, shape.width, generator=rng).to(device).requires_grad_() for rows in (tokens, shape.vocab))
+    targets, weights = torch.randint(shape.vocab, (tokens,), generator=rng).to(device), torch.full((tokens,), 1 / tokens, device=device)
+    dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
+
+    def ours():
+        with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
+            cross_entropy(hidden, head, targets, weights).backward()
+
+    def theirs():
+        each = F.linear_cross_entropy(hidden.to(dtype), head.to(dtype), targets, reduction="none", options=torch.nn.LinearCrossEntropyOptions())
+        (each.float() * weights).sum().backward()
+
+    taken = interleaved(row, {"ours": ours, "torch": theirs}, STEPS)
+    return rates(row, 1 / median(taken["ours"]), 1 / median(taken["torch"]), "losses/s", None,
+                 f"lvmlab.lvm.cross_entropy against torch's linear_cross_entropy in chunks, {tokens} tokens at the width and codes of {name}, "
+                 f"{str(dtype)[6:]}, forward and backward, median of {STEPS}")
+
+
 @entry("train.muon")
 def muon():
     """The optimiser's step alone, on the matrices of mini-teacher and in the precision that training would take."""
