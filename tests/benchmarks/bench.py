@@ -31,7 +31,7 @@ from lvmlab.worlds import render as rendered
 
 OUT = Path("runs/bench.json")
 ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
-         "train.300m", "train.muon", "train.resumed", "kd.cached",
+         "train.300m", "train.loss", "train.muon", "train.resumed", "kd.cached",
          "complete.answers", "generate.mini-student", "generate.mini-teacher", "generate.300m", "generate.second-answer",
          "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory",
          "tokenize.mini", "tokenize.f16-8192", "probe.extract", "probe.attentive", "import")
