@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from targets import markdown
 
-from lvmlab import paths, runs
+from lvmlab import paths, runs, tasks
 from lvmlab.plots.tables import scores_markdown, settings_markdown
-from lvmlab.studies import balancing, common
+from lvmlab.studies import balancing, common, distillation
 from lvmlab.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,9 +27,10 @@ def test_its_tables_are_those_of_the_shipped_runs(name):
 
 
 def test_its_tables_of_studies_are_those_of_the_stored_runs():
-    shipped = {row["config"]["arm"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == "balancing" and row["where"] == "shipped"
-               and (row["config"]["setting"]["steps"], row["config"]["split"]) == (2000, "val")}
-    assert common.table({name: shipped[name] for name in balancing.ARMS}, balancing.TASKS) in README
+    for study, arms, names in (("balancing", balancing.ARMS, balancing.TASKS), ("distillation", distillation.ARMS, tasks.TRAINED)):
+        shipped = {row["config"]["arm"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == study and row["where"] == "shipped"
+                   and row["config"]["setting"]["steps"] == 2000 and row["config"].get("split", "val") == "val" and "part" not in row["config"]}
+        assert common.table({name: shipped[name] for name in arms if name in shipped}, names) in README
 
 
 def test_every_shipped_model_that_was_scored_is_the_one_that_ships():
