@@ -101,6 +101,7 @@ def test_loss_under_bf16_is_fp32_and_close(lvm, weighted):
 
 def test_more_logits_than_a_chunk_are_never_held(monkeypatch):
     monkeypatch.setattr("lvmlab.lvm.CHUNK", 8 * 128 * 4096 // 4)
+
     class Largest(TorchDispatchMode):
         numel = 0
 
