@@ -26,6 +26,7 @@ from lvmlab.mixture import Mixture
 from lvmlab.prompting import complete_tokens
 from lvmlab.store import Store
 from lvmlab.teacher import Frozen, said
+from lvmlab.tokenizer import Tokenizer
 from lvmlab.train import CHECKPOINT, TrainConfig, load_checkpoint, read_log, train
 
 NATURAL = {"derain": 0.3, "motion": 0.4}  # photographs: many tokens would do nearly as well as the true one, so their loss is mostly noise
@@ -310,7 +311,7 @@ def export_lvm(folder: str | Path, out: str | Path) -> LVM:
     model = load_lvm(folder)
     model.config.training = {k: v for k, v in identity.items() if k != "more"} | more | {"stages": stages(folder)}
     thinned = log[:: max(1, len(log) // 200)] + log[-1:]
-    model.save_pretrained(out, tokenizer_fingerprint=more["store"]["tokenizer"], log=thinned, card=card(model))
+    model.save_pretrained(out, tokenizer_fingerprint=more["store"]["tokenizer"], log=thinned, card=card(model, Path(out).name))
     return LVM.from_pretrained(out)
 
 
@@ -319,7 +320,7 @@ def push_lvm(model: LVM, repo: str, **options) -> str:
     from huggingface_hub import ModelCard
 
     where = model.llama.push_to_hub(repo, **options)
-    ModelCard(card(model)).push_to_hub(repo, token=options.get("token"))
+    ModelCard(card(model, repo)).push_to_hub(repo, token=options.get("token"))
     return str(where)
 
 
@@ -328,21 +329,21 @@ def _origin(store: dict) -> str:
     return " and ".join(dict.fromkeys(f"{o['world']}'s training sources alone" if "world" in o else task for task, o in origins.items()))
 
 
-def card(model: LVM) -> str:
-    """The model card: what it is, what it was trained on and for how long."""
-    training, name = model.config.training, model.shape
-    made = training["stages"]
+def card(model: LVM, name: str) -> str:
+    """The model card: what it is, what it was trained on, from which teacher, and for how long. name: that it is loaded by."""
+    training = model.config.training
+    made, spoken = training["stages"], training["store"]["tokenizer"]
     mixture = training["recipe"].get("mixture", {})
     shares = training["recipe"].get("shares") or mixture.get("weights") or mixture["scheme"]
     devices = ", ".join(dict.fromkeys(stage["device"] for stage in made))
     tokens, hours = (sum(stage[k] for stage in made) for k in ("tokens", "hours"))
     staged = f", in {len(made)} stages (log.json is the last one's)" if len(made) > 1 else ""
-    tuned = "start" in training
-    how = "Fine-tuned" + (f" through adapters of rank {training['lora']}" if "lora" in training else "") if tuned else "Trained"
-    terms = "Its licence is that of the model it was tuned from." if tuned else (
-        "It knows 64 px scenes of mini-world and little else. Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`.")
+    ours = spoken == Tokenizer.from_pretrained("mini", device="cpu").fingerprint  # no model from elsewhere speaks its tokens
+    how = "Fine-tuned" + (f" through adapters of rank {training['lora']}" if "lora" in training else "") if "start" in training else "Trained"
+    how += f", from a teacher ({training['teacher']}) by `{training['objective']['name']}`," if training.get("teacher") else ""
+    terms = ("It knows 64 px scenes of mini-world and little else. Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`." if ours else
+             "Its licence is that of the model it was tuned from." if "start" in training else "Its licence is yours to choose.")  # fmt: skip
     return (Path(__file__).parent / "cards" / "lvm.md").read_text().format(
-        licence="other" if tuned else "apache-2.0", title=name or "A fine-tuned model", name=name or "FOLDER", how=how, terms=terms, hours=hours,
-        tokenizer="FOLDER" if tuned else "mini", fingerprint=training["store"]["tokenizer"], millions=model.num_parameters / 1e6,
-        context=model.context, origin=_origin(training["store"]), tokens=tokens / 1e6, devices=devices, staged=staged, loss=made[-1]["loss"],
-        shares=json.dumps(shares))
+        licence="apache-2.0" if ours else "other", name=name, how=how, terms=terms, hours=hours, tokenizer="mini" if ours else "FOLDER",
+        fingerprint=spoken, millions=model.num_parameters / 1e6, context=model.context, origin=_origin(training["store"]), tokens=tokens / 1e6,
+        devices=devices, staged=staged, loss=made[-1]["loss"], shares=json.dumps(shares))

@@ -79,7 +79,8 @@ def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
     assert lvm.tokenizer_fingerprint == "0123456789abcdef" and (stage["steps"], stage["tokens"]) == (60, 60 * 128)
     assert stage["device"] == describe(default_device())
     assert len(json.loads((tmp_path / "out/log.json").read_text())) >= 60
-    assert "tiny" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert 'LVM.from_pretrained("out"), Tokenizer.from_pretrained("FOLDER")' in card and "yours to choose" in card
     once = TrainConfig(steps=1, lr=1e-6, min_lr=0, warmup=0, precision="fp32", log_every=1)
     for start in (folder, tmp_path / "out"):
         again = train_lvm(store, tmp_path / f"on-{start.name}", shape="tiny", config=once, recipe=RECIPE, tokens_per_image=4, start=start,
@@ -191,7 +192,8 @@ def test_a_model_is_pushed_with_its_card(monkeypatch):
     monkeypatch.setattr(ModelCard, "push_to_hub", card_sent)
     assert constants.HF_HUB_CACHE and "hub/me/student" in push_lvm(lvm, "me/student")
     assert {"config.json", "model.safetensors"} <= sent.keys() and sent["repo"] == "me/student"
-    assert "mini-student" in sent["card"] and "library_name: transformers" in sent["card"] and "Licence Apache-2.0" in sent["card"]
+    assert 'LVM.from_pretrained("me/student"), Tokenizer.from_pretrained("mini")' in sent["card"]
+    assert "library_name: transformers" in sent["card"] and "Licence Apache-2.0" in sent["card"]
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 130])
