@@ -118,7 +118,7 @@ def with_tail(log_p: Tensor, ids: Tensor, logits: Tensor) -> Tensor:
 
 
 def criterion(objective: Objective, word: Word | None = None, *, weights: Tensor | None = None, projection: nn.Module | None = None
-) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The objective as `lvmlab.lvm.cross_entropy` is called: (hidden (M, d), head (codes, d), targets (M,), weights (M,)) to a scalar.
 
     word: the teacher's, of the same M tokens. weights: (M,) of the divergence, None those of the cross entropy; tokens of weight 0 are
@@ -127,11 +127,8 @@ def criterion(objective: Objective, word: Word | None = None, *, weights: Tensor
     """
     check(objective, word)
 
-    def of(hidden: Tensor, head: Tensor, targets: Tensor, ce: Tensor | None = None) -> Tensor:
-        ce = hidden.new_full(targets.shape, 1 / len(targets), dtype=torch.float32) if ce is None else ce
+    def of(hidden: Tensor, head: Tensor, targets: Tensor, ce: Tensor) -> Tensor:
         kd = ce if weights is None else weights
-        if torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
 
         def piece(rows: slice) -> Tensor:
             found, part = logits(hidden[rows], head), word.part(rows) if word else None
