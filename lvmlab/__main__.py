@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-MODELS = ("mini-teacher", "mini-student")
+MODELS = ("mini-teacher", "mini-student", "mini-student-kd")
 
 
 Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
