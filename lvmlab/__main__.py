@@ -7,20 +7,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-MODELS = ("mini-teacher", "mini-student", "mini-student-kd")
-
-
 Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
 
 
 def _models(names: tuple[str, ...]) -> dict:
     import torch
 
-    from lvmlab import paths
     from lvmlab.device import precision
-    from lvmlab.lvm import LVM
+    from lvmlab.lvm import LVM, shipped
 
-    names = names or tuple(m for m in MODELS if (paths.assets() / "models" / m).is_dir())
+    names = names or shipped()
     if not names:
         raise ValueError("no model is shipped: give --models FOLDER, or train one with `python -m lvmlab train`")
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32

@@ -325,8 +325,9 @@ def _checked(weights: Tensor, tokens: Tensor) -> Tensor:
 
 
 def shipped() -> list[str]:
-    """The names of the models that ship."""
-    return sorted(p.parent.name for p in (paths.assets() / "models").glob(f"*/{CONFIG}") if _model_type(p) == "llama")
+    """The names of the models that ship, the largest first."""
+    found = [p for p in (paths.assets() / "models").glob(f"*/{CONFIG}") if _model_type(p) == "llama"]
+    return [p.parent.name for p in sorted(found, key=lambda p: (-sum(w.stat().st_size for w in p.parent.glob("*.safetensors")), p))]
 
 
 def _model_type(path: Path) -> str | None:

@@ -194,6 +194,10 @@ def test_a_model_is_pushed_with_its_card(monkeypatch):
     assert {"config.json", "model.safetensors"} <= sent.keys() and sent["repo"] == "me/student"
     assert 'LVM.from_pretrained("me/student"), Tokenizer.from_pretrained("mini")' in sent["card"]
     assert "library_name: transformers" in sent["card"] and "Licence Apache-2.0" in sent["card"]
+    assert "scenes of mini-world and little else" in sent["card"]
+    lvm.config.training |= {"store": {"tasks": {"mine": {"pairs": 3}}, "tokenizer": lvm.tokenizer_fingerprint}}
+    push_lvm(lvm, "me/mine")  # of pairs of one's own in the same tokenizer: nothing of mini-world, and no word on their licence
+    assert "mini-world" not in sent["card"] and "yours to choose" in sent["card"] and "license: other" in sent["card"]
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 130])
