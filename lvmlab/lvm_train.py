@@ -324,15 +324,6 @@ def push_lvm(model: LVM, repo: str, **options) -> str:
     return str(where)
 
 
-def _origins(store: dict) -> dict[str, dict]:
-    return store.get("tasks", {"": store})
-
-
-def _origin(store: dict) -> str:
-    named = (f"{o['world']}'s training sources alone" if "world" in o else task for task, o in _origins(store).items())
-    return " and ".join(dict.fromkeys(named))
-
-
 def card(model: LVM, name: str) -> str:
     """The model card: what it is, what it was trained on, from which teacher, and for how long. name: that it is loaded by."""
     training = model.config.training
@@ -345,10 +336,12 @@ def card(model: LVM, name: str) -> str:
     ours = spoken == Tokenizer.from_pretrained("mini", device="cpu").fingerprint  # no model from elsewhere speaks its tokens
     how = "Fine-tuned" + (f" through adapters of rank {training['lora']}" if "lora" in training else "") if "start" in training else "Trained"
     how += f", from a teacher ({training['teacher']}) by `{training['objective']['name']}`," if training.get("teacher") else ""
-    known = "It knows scenes of mini-world and little else. " * all("world" in o for o in _origins(training["store"]).values())
+    origins = training["store"].get("tasks", {"": training["store"]})
+    named = dict.fromkeys(f"{o['world']}'s training sources alone" if "world" in o else task for task, o in origins.items())
+    known = "It knows scenes of mini-world and little else. " * all("world" in o for o in origins.values())
     terms = known + ("Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`." if ours and known else
                      "Its licence is that of the model it was tuned from." if "start" in training else "Its licence is yours to choose.")  # fmt: skip
     return (Path(__file__).parent / "cards" / "lvm.md").read_text().format(
         licence="apache-2.0" if ours and known else "other", name=name, how=how, terms=terms, hours=hours, tokenizer="mini" if ours else "FOLDER",
-        fingerprint=spoken, millions=model.num_parameters / 1e6, context=model.context, origin=_origin(training["store"]), tokens=tokens / 1e6,
+        fingerprint=spoken, millions=model.num_parameters / 1e6, context=model.context, origin=" and ".join(named), tokens=tokens / 1e6,
         devices=devices, staged=staged, loss=made[-1]["loss"], shares=json.dumps(shares))

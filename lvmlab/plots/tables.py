@@ -2,17 +2,18 @@
 
 from lvmlab import tasks
 from lvmlab.plots.scores import choose
+from lvmlab.studies.common import markdown
 
 
 def scores_markdown(rows: list[dict]) -> str:
     """Each trained task's own score on seen prompts of three examples, with ceiling, best floor and skill, in Markdown."""
-    lines = ["| model | task | score (95 %) | ceiling | best floor | skill (95 %) |", "|---|---|---|---|---|---|"]
+    lines = [["model", "task", "score (95 %)", "ceiling", "best floor", "skill (95 %)"]]
     for r in choose(rows, setting="seen", condition="right", examples=3):
         skill = "–" if r["skill"] is None else f"{r['skill']:.2f} ({r['skill_low']:.2f} to {r['skill_high']:.2f})"
         digits = 1 if tasks.get(r["task"]).metric == "PSNR" else 3
         score, low, high, ceiling, floor = (f"{v:.{digits}f}" for v in (r["score"], r["low"], r["high"], r["ceiling"], r["floors"][r["best_floor"]]))
-        lines.append(f"| {r['model']} | {r['task']}, {r['metric']} | {score} ({low} to {high}) | {ceiling} | {floor} ({r['best_floor']}) | {skill} |")
-    return "\n".join(lines)
+        lines.append([r["model"], f"{r['task']}, {r['metric']}", f"{score} ({low} to {high})", ceiling, f"{floor} ({r['best_floor']})", skill])
+    return markdown(*lines)
 
 
 COLUMNS = {  # of `settings_markdown`: setting and condition
@@ -23,12 +24,10 @@ COLUMNS = {  # of `settings_markdown`: setting and condition
 
 def settings_markdown(rows: list[dict]) -> str:
     """One model's skill after three examples: a line a task, a column a setting or condition, in Markdown."""
-    lines = ["| task | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    three = choose(rows, examples=3)
+    lines, three = [["task", *COLUMNS]], choose(rows, examples=3)
     for task in dict.fromkeys(r["task"] for r in three):
-        cells = []
+        lines.append([task])
         for setting, condition in COLUMNS.values():
             found = [r["skill"] for r in three if (r["task"], r["setting"], r["condition"]) == (task, setting, condition)]
-            cells.append("" if not found else "–" if found[0] is None else f"{found[0]:.2f}")
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines[-1].append("" if not found else "–" if found[0] is None else f"{found[0]:.2f}")
+    return markdown(*lines)

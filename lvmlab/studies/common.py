@@ -94,20 +94,22 @@ def final_losses(record: dict, task: str, measure: str = "cross entropy") -> np.
     return np.array([row["losses"][task][measure] for row in record["result"]])
 
 
-def table(records: dict[str, dict], tasks: Iterable[str]) -> str:
+def markdown(*lines: Sequence[str]) -> str:
+    """A table of lines of cells, the first its head."""
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
+
+
+def table(records: dict[str, dict], tasks: Sequence[str]) -> str:
     """A line an arm, in Markdown: cross entropy of each task's answers in nats a token, with its 95 % t interval over seeds, and the mean skill."""
-    tasks = list(tasks)
-    lines = ["| arm | " + " | ".join(f"{task}: nats (95 %) | skill" for task in tasks) + " |", "|---" * (1 + 2 * len(tasks)) + "|"]
+    lines = [["arm", *(cell for task in tasks for cell in (f"{task}: nats (95 %)", "skill"))]]
     for name, record in records.items():
-        cells = []
+        lines.append([name])
         for task in tasks:
-            if task not in record["result"][0]["losses"]:  # an arm of a single task
-                cells += ["", ""]
-                continue
-            mean, low, high = across_seeds(final_losses(record, task))
-            cells += [f"{mean:.2f} ({low:.2f} to {high:.2f})", f"{skills(record, task).mean():.2f}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            told = task in record["result"][0]["losses"]  # else it is an arm of a single task
+            lines[-1] += ["{:.2f} ({:.2f} to {:.2f})".format(*across_seeds(final_losses(record, task))) if told else "",
+                          f"{skills(record, task).mean():.2f}" if told else ""]
+    return markdown(*lines)
 
 
 def answers(record: dict, task: str) -> torch.Tensor:
@@ -121,7 +123,8 @@ def provenance(records: dict[str, dict]) -> str:
     first, commits = next(iter(records.values())), sorted({record["commit"] for record in records.values()})
     setting = first["config"]["setting"]
     precisions = ", ".join(sorted({row.get("precision", "fp32") for row in rows}))
-    read = f"{setting['steps'] * setting['tokens'] / 1e6:.2f}M tokens" if "tokens" in setting else f"{setting['steps'] * setting['batch']} pictures"
+    sizes = sorted({row["tokens"] for row in rows if "tokens" in row} or {setting["steps"] * setting.get("tokens", setting.get("batch"))})
+    read = " to ".join(f"{n:,}" for n in sizes[:: max(1, len(sizes) - 1)]) + (" tokens" if "tokens" in setting else " pictures")
     return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {read} a "
             f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, "
             f"torch {first['versions']['torch']}")

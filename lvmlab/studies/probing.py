@@ -172,6 +172,13 @@ def table(records: dict[str, dict]) -> dict[str, dict[str, tuple[float, float, f
     return found
 
 
+def markdown(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    """`table` in Markdown, a line an arm."""
+    arms = dict.fromkeys(name for told in found.values() for name in told)
+    cells = ([name, *("{:.3f} ({:.3f} to {:.3f})".format(*told[name]) if name in told else "" for told in found.values())] for name in arms)
+    return common.markdown(["arm", *(f"{kind} probe, balanced accuracy (95 %)" for kind in found)], *cells)
+
+
 def gained(records: dict[str, dict], name: str, against: str, kind: str = "linear") -> tuple[float, float, float]:
     """What an arm knows more than another, on the same objects drawn alike: (difference, low, high), 95 % interval over objects and seeds."""
     data = pictures("test", Setting(**records[name]["config"]["setting"]))
@@ -187,7 +194,7 @@ def ship(setting: Setting = Setting(), seed: int = 0) -> Path:
 
 
 def main() -> None:
-    common.main(__doc__, SCALES, "arms", arms(), arm, table)
+    common.main(__doc__, SCALES, "arms", arms(), arm, lambda records: markdown(table(records)))
 
 
 if __name__ == "__main__":

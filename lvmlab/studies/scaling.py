@@ -122,8 +122,16 @@ def left_out(found: np.ndarray) -> dict[str, tuple[float, float, float]]:
     return {k: (v, min(f[k] for f in fits), max(f[k] for f in fits)) for k, v in law(found).items()}
 
 
+def table(records: dict[str, dict]) -> str:
+    """`common.table` of each size at each budget, then the law's constants with the least and most of `left_out`."""
+    cells = {f"{name}, {row['tokens'] / 1e6:.1f}M tokens": {"result": [r for r in record["result"] if r["tokens"] == row["tokens"]]}
+             for name, record in records.items() for row in record["result"]}  # fmt: skip
+    constants = ("{} = {:.2f} ({:.2f} to {:.2f})".format(k, *v) for k, v in left_out(points(records)).items())
+    return common.table(cells, tasks.TRAINED) + "\n\nE + A / N^a + B / D^b, N and D in millions: " + ", ".join(constants)
+
+
 def main() -> None:
-    common.main(__doc__, SCALES, "sizes", SIZES, size, lambda found: points(found).round(3).tolist())
+    common.main(__doc__, SCALES, "sizes", SIZES, size, table)
 
 
 if __name__ == "__main__":
