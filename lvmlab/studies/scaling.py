@@ -22,7 +22,7 @@ from lvmlab.train import TrainConfig
 
 STUDY, VERSION = "scaling", 1
 SIZES = {"0.3M": Shape(64, 3, 2, 168, bias=True), "0.6M": Shape(96, 4, 3, 256, bias=True), "1.0M": common.MICRO, "2.6M": SHAPES["mini-student"]}
-LRS = (2e-3, 4e-3, 8e-3)
+LRS = (2e-3, 4e-3, 8e-3)  # and lower ones where the lowest is best
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,10 @@ def size(name: str, setting: Setting, *, again: bool = False, compiled: bool = F
 def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     """One row a seed and budget: {seed, budget, tokens, parameters, lr, seconds, scores, losses}."""
     setting = Setting(**wanted["setting"] | {"budgets": tuple(wanted["setting"]["budgets"])})
-    shape, tokenizer = SIZES[wanted["size"]], Tokenizer.from_pretrained("mini")
-    data = distillation.store(setting.groups)
+    folder, tokenizer = paths.cache() / "studies" / runs.key(STUDY, wanted), Tokenizer.from_pretrained("mini")
+    data, codebook = distillation.store(setting.groups), tokenizer.net.quantize.table().cpu()
     asked = common.scorers(tasks.TRAINED, setting.prompts, "val", tokenizer)
-    folder, made = paths.cache() / "studies" / runs.key(STUDY, wanted), distillation.recipe(setting, None)
-    options = {"shape": shape, "recipe": made, "compiled": compiled}
-    codebook = tokenizer.net.quantize.table().cpu()
+    options = {"shape": SIZES[wanted["size"]], "recipe": distillation.recipe(setting, None), "compiled": compiled}
 
     def training(steps: int, lr: float, low: float, seed: int) -> TrainConfig:
         return TrainConfig(steps=steps, lr=lr, min_lr=low, warmup=0 if low < lr else max(1, setting.budgets[0] // 5), optimizer="muon", seed=seed,
@@ -70,8 +68,11 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
         train_lvm(data, folder / f"lr-{lr}", config=training(setting.tune, lr, lr, 100), codebook=codebook, **options)
         return {"loss": float(np.mean([*common.losses(load_lvm(folder / f"lr-{lr}"), asked).values()]))}
 
-    tuned = {lr: common.kept(folder / f"lr-{lr}.json", lambda lr=lr: tune(lr))["loss"] for lr in LRS}
-    best = min(tuned, key=tuned.get)
+    tuned, trying = {}, LRS
+    while trying:
+        tuned |= {lr: common.kept(folder / f"lr-{lr}.json", functools.partial(tune, lr))["loss"] for lr in trying}
+        best = min(tuned, key=tuned.get)
+        trying = (best / 2,) * (best == min(tuned))  # at the grid's lower end: a lower one may be better still
 
     def branch(seed: int, budget: int) -> dict:
         print(f"{wanted['size']}, seed {seed}, {budget} steps")
@@ -86,8 +87,8 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
                 "tuning": tuned, "seconds": stable[-1]["seconds"] + log[-1]["seconds"], "precision": precision(setting.precision),
                 **common.scored(lvm, asked, name=wanted["size"])}  # fmt: skip
 
-    return [common.kept(folder / f"seed-{seed}-{budget}.json", lambda seed=seed, budget=budget: branch(seed, budget))
-            for seed in range(setting.seeds) for budget in setting.budgets]
+    parts = [(seed, budget) for seed in range(setting.seeds) for budget in setting.budgets]
+    return [common.kept(folder / f"seed-{seed}-{budget}.json", functools.partial(branch, seed, budget)) for seed, budget in parts]
 
 
 def points(records: dict[str, dict]) -> np.ndarray:
