@@ -84,10 +84,9 @@ def arms() -> list[str]:
 
 def config(arm: str, setting: Setting) -> dict:
     """All that decides an arm's outcome: what its run is named by."""
-    chosen, models = ARMS[arm], {}
-    if chosen.tokens:
-        models = {"tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
-                  "model": LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint()}  # fmt: skip
+    chosen = ARMS[arm]
+    models = {"tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
+              "model": LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint()} if chosen.tokens else {}  # fmt: skip
     return {"version": VERSION, "arm": arm, **asdict(chosen), "setting": asdict(setting), **models}
 
 
@@ -106,11 +105,16 @@ def compute(wanted: dict) -> list[dict]:
     """One row a seed: {seed, seconds, objective: the pre-training's loss on val, None where there was none; and of each probe {blocks: [{val, score,
     low, high}], best: the block that val chooses, predicted: the test pictures' classes by it}}."""
     folder, setting = paths.cache() / "studies" / runs.key(STUDY, wanted), Setting(**wanted["setting"])
-    return [common.kept(folder / f"seed-{seed}.json", lambda seed=seed: _row(wanted["arm"], setting, seed, folder / f"seed-{seed}"))
-            for seed in range(setting.seeds)]  # fmt: skip
+
+    def one(seed: int, known: dict) -> dict:
+        return common.kept(folder / f"seed-{seed}.json", lambda: _row(wanted["arm"], setting, seed, folder / f"seed-{seed}", known))
+
+    first, chosen = one(0, {}), ARMS[wanted["arm"]]
+    return [first, *(one(seed, first if chosen.trained and not chosen.patches else {}) for seed in range(1, setting.seeds))]
 
 
-def _row(name: str, setting: Setting, seed: int, folder: Path) -> dict:
+def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> dict:
+    """known: a row of the same trunk, whose linear probe needs no second fit: no seed enters it."""
     print(f"{name}, seed {seed}")
     chosen, row = ARMS[name], {"seed": seed, "seconds": 0.0, "objective": None, "precision": precision(setting.precision)}
     asked = [pictures(split, setting).kept() for split in ("train", "val", "test")]
@@ -122,7 +126,7 @@ def _row(name: str, setting: Setting, seed: int, folder: Path) -> dict:
         row |= {"seconds": log[-1]["seconds"], "objective": objective(load_patchlm(folder), asked[1])}
     trunk = _trunk(chosen, seed, folder)
     found = [probe.extract(trunk, data, places="all" if "attentive" in chosen.probes else (), progress=False) for data in asked]
-    row |= {kind: _probed(kind, *found, setting.epochs, seed) for kind in chosen.probes}
+    row |= {kind: known["linear"] if known and kind == "linear" else _probed(kind, *found, setting.epochs, seed) for kind in chosen.probes}
     for extracted in found:
         shutil.rmtree(extracted.folder)  # every place of every block: gigabytes in all
     return row
@@ -174,8 +178,8 @@ def table(records: dict[str, dict]) -> dict[str, dict[str, tuple[float, float, f
 
 def markdown(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     """`table` in Markdown, a line an arm."""
-    arms = dict.fromkeys(name for told in found.values() for name in told)
-    cells = ([name, *("{:.3f} ({:.3f} to {:.3f})".format(*told[name]) if name in told else "" for told in found.values())] for name in arms)
+    cells = ([name, *("{:.3f} ({:.3f} to {:.3f})".format(*told[name]) if name in told else "" for told in found.values())]
+             for name in {**found["linear"], **found["attentive"]})  # fmt: skip
     return common.markdown(["arm", *(f"{kind} probe, balanced accuracy (95 %)" for kind in found)], *cells)
 
 
@@ -186,11 +190,10 @@ def gained(records: dict[str, dict], name: str, against: str, kind: str = "linea
     return float(one[0] - other[0]), *map(float, np.percentile((one - other)[1:], (2.5, 97.5)))
 
 
-def ship(setting: Setting = Setting(), seed: int = 0) -> Path:
+def ship(setting: Setting = Setting(), seed: int = 0) -> None:
     """Writes `aim-mini` of a computed run to the shipped models: what `PatchLM.from_pretrained("aim-mini")` then finds."""
-    out = paths.assets() / "models" / "aim-mini"
-    load_patchlm(paths.cache() / "studies" / runs.key(STUDY, config("aim-mini", setting)) / f"seed-{seed}").save_pretrained(out)
-    return out
+    folder = paths.cache() / "studies" / runs.key(STUDY, config("aim-mini", setting)) / f"seed-{seed}"
+    load_patchlm(folder).save_pretrained(paths.assets() / "models" / "aim-mini")
 
 
 def main() -> None:
