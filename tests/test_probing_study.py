@@ -77,9 +77,9 @@ def test_what_is_shipped_is_found_by_its_name(tmp_path, cache, monkeypatch):
     monkeypatch.setitem(study.ARMS, "aim-mini", study.ARMS["small"])
     record = study.arm("aim-mini", TINY)
     monkeypatch.setattr(paths, "assets", lambda: tmp_path)
-    out = study.ship(TINY, seed=1)
+    study.ship(TINY, seed=1)
     model = PatchLM.from_pretrained("aim-mini", device="cpu")
-    assert out == tmp_path / "models" / "aim-mini" and model.shape == study.SMALL
+    assert (tmp_path / "models" / "aim-mini").is_dir() and model.shape == study.SMALL
     assert study.objective(model, study.pictures("val", TINY)) == pytest.approx(record["result"][1]["objective"], abs=0.02)
 
 
