@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -193,10 +194,10 @@ def linear(train: Extracted, val: Extracted, test: Extracted, blocks: int | Sequ
     scaler = StandardScaler().fit(train.mean(blocks))
     x, v, t = (scaler.transform(e.mean(blocks)) for e in (train, val, test))
     if len(train.data.classes) <= FEW:
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # cut short at 300 steps, which val judges too
+        # cut short at 300 steps, which val judges too; products so small are slower on several threads than on one
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning), threadpool_limits(1, "blas"):
             fits = [LogisticRegression(C=c, max_iter=300, class_weight="balanced", random_state=seed).fit(x, train.data.labels) for c in PENALTIES]
-        best = max(fits, key=lambda fit: score(fit.predict(v), val.data)["score"])
-        return best.predict(t)
+        return max(fits, key=lambda fit: score(fit.predict(v), val.data)["score"]).predict(t)
     head = nn.Linear(x.shape[1], len(train.data.classes))
     return _fitted(head, (x, v, t), train.data.labels, val.data, seed=seed, lr=3e-2, decay=1e-3)
 
