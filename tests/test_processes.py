@@ -48,7 +48,7 @@ def test_two_processes_give_the_losses_of_one_at_the_same_global_batch(store, tm
 
 
 SHARDED = textwrap.dedent('''
-    import pathlib, sys, torch, torch.distributed as dist
+    import os, pathlib, sys, torch, torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
     sys.path.insert(0, sys.argv[1])
     import test_processes as t
@@ -82,7 +82,9 @@ SHARDED = textwrap.dedent('''
         if rank == 0:
             print("loss", mean.item() / ranks, flush=True)
     save(folder, student, [optimizer], first + 3, {}, write=rank == 0)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # an interpreter that ends while a thread of gloo's still does aborts now and then, after all is done
 ''')
 
 
