@@ -2,6 +2,7 @@
 
 from lvmlab import runs
 from lvmlab.plots.scores import choose
+from lvmlab.studies import common
 from lvmlab.tokenizer import Tokenizer
 
 SKILLS = {"segmentation": 0.6, "pose": 0.4, "derain": 0.4, "motion": 0.3}
@@ -28,10 +29,9 @@ def targets(rows: list[dict], training: dict) -> list[tuple[str, float, float, b
 
 def markdown(rows: list[dict], training: dict) -> str:
     """`targets` as a Markdown table."""
-    lines = ["| what | at least | reached | |", "|---|---|---|---|"]
-    for what, least, value, good in targets(rows, training):
-        lines.append(f"| {what} | {f'{least:.2f}' if least else 'above 0'} | {value:.2f} | {'met' if good else '**missed**'} |")
-    return "\n".join(lines)
+    lines = [(what, f"{least:.2f}" if least else "above 0", f"{value:.2f}", "met" if good else "**missed**")
+             for what, least, value, good in targets(rows, training)]
+    return common.markdown(("what", "at least", "reached", ""), *lines)
 
 
 def _or_zero(value: float | None) -> float:

@@ -190,13 +190,13 @@ def confusion(predicted: np.ndarray, data: Labelled) -> np.ndarray:
 
 
 def linear(train: Extracted, val: Extracted, test: Extracted, blocks: int | Sequence[int], seed: int = 0) -> np.ndarray:
-    """The classes of ``test`` by a linear probe on standardised features, its penalty chosen on val: (P,)."""
+    """The classes of ``test`` by a linear probe on standardised features, its penalty chosen on val: (P,). seed: of more classes than FEW alone."""
     scaler = StandardScaler().fit(train.mean(blocks))
     x, v, t = (scaler.transform(e.mean(blocks)) for e in (train, val, test))
     if len(train.data.classes) <= FEW:
         # cut short at 300 steps, which val judges too; products so small are slower on several threads than on one
         with warnings.catch_warnings(action="ignore", category=ConvergenceWarning), threadpool_limits(1, "blas"):
-            fits = [LogisticRegression(C=c, max_iter=300, class_weight="balanced", random_state=seed).fit(x, train.data.labels) for c in PENALTIES]
+            fits = [LogisticRegression(C=c, max_iter=300, class_weight="balanced").fit(x, train.data.labels) for c in PENALTIES]
         return max(fits, key=lambda fit: score(fit.predict(v), val.data)["score"]).predict(t)
     head = nn.Linear(x.shape[1], len(train.data.classes))
     return _fitted(head, (x, v, t), train.data.labels, val.data, seed=seed, lr=3e-2, decay=1e-3)
