@@ -49,9 +49,9 @@ class Labelled:
         return replace(self, picture=lambda i: np.array(pictures[i]))
 
     def first(self, count: int, after: int = 0) -> "Labelled":
-        """The first pictures of every class, ``count`` of each at most, ``after`` so many others."""
-        kept = np.sort(np.concatenate([np.flatnonzero(self.labels == c)[after : after + count] for c in np.unique(self.labels)]))
-        name = f"{self.name}, {count} a class" + f" after {after}" * bool(after)
+        """The first pictures of every class, ``count`` of each at most, ``after`` so many others: class after class."""
+        kept = np.concatenate([np.flatnonzero(self.labels == c)[after : after + count] for c in np.unique(self.labels)])
+        name = f"{self.name}, {count} of each class" + f" after {after}" * bool(after)
         return replace(self, name=name, picture=lambda i: self.picture(int(kept[i])), labels=self.labels[kept], sources=self.sources[kept])
 
 

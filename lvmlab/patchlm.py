@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
 from transformers import LlamaConfig, LlamaModel
 
 from lvmlab import paths
@@ -81,16 +82,13 @@ class PatchLM(nn.Module):
     def __init__(self, shape: PatchShape):
         super().__init__()
         self.shape, self.probe = shape, {}
-        self.preprocessor = nn.Module()
-        self.preprocessor.patchifier = Patchifier(shape)
+        self.preprocessor = nn.ModuleDict({"patchifier": Patchifier(shape)})
         self.trunk = LlamaTrunk(shape) if shape.block == "llama" else Trunk(shape)
         self.predictor = Predictor(shape)
         order = torch.arange(shape.grid**2)
         if shape.order == "random":  # one order, drawn once, for all pictures: section 5 of the paper
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(0))
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     @classmethod
     def from_shape(cls, shape: str | PatchShape, seed: int = 0) -> "PatchLM":
@@ -134,7 +132,7 @@ class PatchLM(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.shape.patch or images.shape[3] % self.shape.patch:
             raise ValueError(f"images have shape {tuple(images.shape)}: give (B, 3, H, W), multiples of the patch of {self.shape.patch} px")
         height, width = (side // self.shape.patch for side in images.shape[2:])
-        patches = self.preprocessor.patchifier((images - self.mean) / self.std)
+        patches = self.preprocessor["patchifier"](TF.normalize(images, MEAN, STD))
         return patches + places(height, width, patches.shape[2]).to(patches)
 
     def features(self, images: Tensor) -> list[Tensor]:
@@ -145,21 +143,20 @@ class PatchLM(nn.Module):
         """Images (B, 3, S, S) and the length of each one's prefix (B,) to what `loss` returns: for DDP, which wants a forward."""
         patches = self.embedded(images)[:, self.order]
         steps = torch.arange(patches.shape[1], device=patches.device)
-        sees = steps[:, None] >= steps  # (N, N): query, key
-        mask = (sees | (steps < prefix[:, None, None])) if self.shape.prefix else sees.expand(len(images), -1, -1)
+        mask = (steps[:, None] >= steps) | (steps < prefix[:, None, None])  # (B, N, N): query, key
         hidden = self.trunk.norm(self.trunk(patches, mask[:, None])[-1])
-        found = self.predictor(hidden[:, :-1])  # each place foretells the next
-        error = (found - self.targets(images)[:, self.order][:, 1:]).square().mean(2)  # (B, N - 1)
-        outside = steps[1:] >= prefix[:, None]
-        return (error * outside).sum() / outside.sum()
+        outside = steps[1:] >= prefix[:, None]  # (B, N - 1)
+        found = self.predictor(hidden[:, :-1][outside])  # each place foretells the next: the head sees only what counts
+        return F.mse_loss(found, self.targets(images)[:, self.order][:, 1:][outside])
 
     def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Mean squared error of the normalised pixels of the next patch, outside the prefix (section 3): a scalar, 1 if nothing is known."""
         return self(images, self.prefixes(len(images), generator).to(images.device))
 
     def prefixes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Lengths of prefixes, uniform from 1 to all patches but one: (count,). At least the first patch is read before anything is foretold."""
-        return torch.randint(1, self.shape.grid**2, (count,), generator=generator)
+        """Lengths of prefixes, uniform from 1 to all patches but one: (count,). At least the first patch is read before anything is foretold, and
+        no more in plain causal attention, which foretells all others."""
+        return torch.randint(1, self.shape.grid**2 if self.shape.prefix else 2, (count,), generator=generator)
 
     def targets(self, images: Tensor) -> Tensor:
         """Pixels of each patch, of mean 0 and variance 1 in it: (B, N, 3 * patch^2), raster order."""

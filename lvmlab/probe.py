@@ -23,6 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from lvmlab import paths
@@ -82,7 +83,7 @@ class Patches:
         return fingerprint(self.model)
 
     def blocks(self, pictures: Tensor) -> list[Tensor]:
-        return self.model.features(pictures.to(self.model.mean.device))
+        return self.model.features(pictures.to(self.model.order.device))
 
 
 @dataclass
@@ -91,21 +92,20 @@ class Timm:
 
     model: nn.Module
     name: str = "timm"
-    statistics: tuple = field(init=False)
+    normalize: v2.Normalize = field(init=False)
 
     def __post_init__(self):
         from timm.data import resolve_model_data_config
 
         data = resolve_model_data_config(self.model)
         self.model = self.model.to(default_device()).eval()
-        self.statistics = tuple(torch.tensor(data[k], device=default_device()).view(1, 3, 1, 1) for k in ("mean", "std"))
+        self.normalize = v2.Normalize(data["mean"], data["std"])
 
     def fingerprint(self) -> str:
         return fingerprint(self.model)
 
     def blocks(self, pictures: Tensor) -> list[Tensor]:
-        mean, std = self.statistics
-        found = self.model.forward_intermediates((pictures.to(mean.device) - mean) / std, intermediates_only=True, output_fmt="NCHW")
+        found = self.model.forward_intermediates(self.normalize(pictures.to(default_device())), intermediates_only=True, output_fmt="NCHW")
         return [x.flatten(2).mT for x in found]
 
 

@@ -38,23 +38,28 @@ def test_what_is_foretold_is_not_seen(kind):
     model.predictor.register_forward_hook(lambda module, given, out: found.append(out))
     model(one, prefix)
     model(changed, prefix)
-    same = (found[0] - found[1]).abs().amax(2)[0] < 1e-6  # (N - 1,): place i foretells patch i + 1
-    assert same[:9].all() and not same[9:].any()
+    same = (found[0] - found[1]).abs().amax(1) < 1e-6  # (N - 5,): what foretells patches 5 to 15
+    assert len(same) == 11 and same[:5].all() and not same[5:].any()
 
 
 def test_a_prefix_is_read_both_ways_and_is_not_foretold():
     model = PatchLM.from_shape(TINY).eval()
-    found = []
+    found, seen = [], []
     model.predictor.register_forward_hook(lambda module, given, out: found.append(out))
+    model.trunk.register_forward_hook(lambda module, given, out: seen.append(out[-1][0]))
     one = images(1)
     changed = one.clone()
     changed[:, :, 4:8, 0:4] = 0.1  # the fifth patch, the last of the prefix
     model(one, torch.tensor([5]))
     model(changed, torch.tensor([5]))
-    assert ((found[0] - found[1]).abs().amax(2)[0] > 1e-6).all(), "the first places see the whole prefix"
+    assert ((seen[0] - seen[1]).abs().amax(1) > 1e-6).all(), "the first places see the whole prefix"
     whole = model(one, torch.tensor([5]))
-    error = (found[0] - model.targets(one)[:, 1:]).square().mean(2)[0]
-    assert whole.item() == pytest.approx(error[4:].mean().item(), rel=1e-5)  # patches 5 to 15
+    assert found[0].shape == (11, 48), "the head sees no place within the prefix"
+    assert whole.item() == pytest.approx((found[0] - model.targets(one)[0, 5:]).square().mean().item(), rel=1e-5)  # patches 5 to 15
+    two, lengths = images(2), torch.tensor([5, 12])
+    apart = [model(two[i : i + 1], lengths[i : i + 1]).item() for i in range(2)]
+    assert model(two, lengths).item() == pytest.approx((11 * apart[0] + 4 * apart[1]) / 15, rel=1e-5)
+    assert PatchLM.from_shape(KINDS["causal"]).prefixes(9, torch.Generator()).tolist() == [1] * 9, "plain causal: all but the first are foretold"
     drawn = model.prefixes(4000, torch.Generator().manual_seed(0))
     assert drawn.min() == 1 and drawn.max() == 15 and drawn.float().mean() == pytest.approx(8, abs=0.3)
 

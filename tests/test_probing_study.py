@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_plots_arms import crossing
 
-from lvmlab import paths
+from lvmlab import labelled, paths
 from lvmlab.lvm import LVM
 from lvmlab.patchlm import PatchLM
 from lvmlab.plots import probing as draw
@@ -21,28 +21,29 @@ TINY = replace(study.SCALES["smoke"], most=1, steps=2, epochs=1)
 @pytest.fixture(scope="module")
 def records():
     rng, made = np.random.default_rng(0), {}
-    truth = study.pictures("test", TINY).labels
+    objects = study.pictures("test", TINY).labels
     for name, arm in study.ARMS.items():
         count = 5 if arm.tokens and "student" in arm.tokens else 9 if arm.tokens else arm.patches.blocks if arm.patches else 1
         level = 0.12 if name in draw.FLOORS else 0.3
 
-        def told(count=count, level=level):
+        def told(kind, count=count, level=level):
+            truth, classes = (np.repeat(range(10), 4), 10) if kind == "fashion" else (objects, 25)
             scores = level + 0.15 * np.sin(np.linspace(0, 2.5, count)) + rng.normal(0, 0.01, count)
-            right = np.where(rng.random(len(truth)) < 3 * level, truth, rng.integers(0, 25, len(truth)))
+            right = np.where(rng.random(len(truth)) < 3 * level, truth, rng.integers(0, classes, len(truth)))
             return {"blocks": [{"val": s, "score": s, "low": s - 0.05, "high": s + 0.05} for s in scores], "best": int(scores.argmax()),
                     "predicted": right.tolist()}
 
-        made[name] = {"config": {"setting": vars(TINY)}, "result": [
-            {"seed": seed, "objective": 0.5 + rng.random() / 5, **{kind: told() for kind in arm.probes}} for seed in range(3)]}
+        made[name] = {"config": {"setting": vars(TINY) | {"fashion": 4}}, "result": [
+            {"seed": seed, "objective": 0.5 + rng.random() / 5, **{kind: told(kind) for kind in arm.probes}} for seed in range(3)]}
     return made
 
 
 def test_arms_differ_in_what_they_say_alone():
-    names = [n for n in study.arms() if study.ARMS[n].tokens is None]
+    names = [n for n in study.ARMS if study.ARMS[n].tokens is None]
     whole = study.config("aim-mini", TINY)
     assert len({json.dumps(study.config(name, TINY)) for name in names}) == len(names)
     assert all(study.config(name, TINY) | {k: whole[k] for k in ("arm", "patches", "few", "trained", "probes")} == whole for name in names)
-    assert study.arms().count("mini-student") == 1 and len(study.GRID) == 4
+    assert len(study.GRID) == 4
     assert study.config("mini-student", TINY)["model"] == LVM.from_pretrained("mini-student", device="cpu").fingerprint()
 
 
@@ -50,20 +51,33 @@ def test_arms_train_and_are_probed_and_what_is_stored_is_found_again(cache, monk
     found = {name: study.arm(name, TINY) for name in ("small", "pixels by patches")}
     test, row = study.pictures("test", TINY), found["small"]["result"][1]
     assert row["seed"] == 1 and row["seconds"] > 0 and 0.5 < row["objective"] < 2 and len(row["linear"]["blocks"]) == study.SMALL.blocks
-    for kind in study.PROBES:
+    for kind in study.kinds(found["small"]):
         best = row[kind]["blocks"][row[kind]["best"]]
         assert best["val"] == max(block["val"] for block in row[kind]["blocks"]) and len(row[kind]["predicted"]) == len(test)
         assert best["score"] == pytest.approx(study.probe.score(np.array(row[kind]["predicted"]), test)["score"])
-    assert [len(arm) for arm in study.table(found).values()] == [1, 2]
+    assert {kind: len(arms) for kind, arms in study.table(found).items()} == {"linear": 1, "attentive": 2}  # no Fashion-MNIST at this scale
     assert study.gained(found, "small", "small") == (0, 0, 0)
     assert not list((cache / "features").iterdir()), "gigabytes are not left behind"
     monkeypatch.setattr(study, "compute", lambda wanted: pytest.fail("worked out again"))
     assert study.arm("small", TINY) == found["small"]
 
 
+@pytest.mark.skipif(not labelled.DEBIAN.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_fashion_is_scored_without_its_files(cache, monkeypatch):
+    asked = replace(TINY, fashion=2)
+    found = {"pixels": study.arm("pixels", asked)}
+    test = study.pictures("test", asked, "fashion")
+    predicted = np.array(found["pixels"]["result"][1]["fashion"]["predicted"])
+    assert len(test) == len(predicted) == 20 and found["pixels"]["result"][0]["fashion"] == found["pixels"]["result"][1]["fashion"]
+    monkeypatch.setattr(labelled, "DEBIAN", cache / "gone")
+    score, low, high = study.table(found)["fashion"]["pixels"]
+    assert low < score < high and score == pytest.approx((predicted == test.labels).mean()) and score > 0.3  # chance: 0.1
+
+
 def test_intervals_go_over_objects_and_seeds(records):
     data = study.pictures("test", TINY)
-    of = study.told(records["aim-mini"], "linear")
+    of, same = study.told(records["aim-mini"], "linear")
+    assert same.sources.tolist() == data.sources.tolist()
     wide, narrow = (study.probe.score(found, data) for found in (of, of[:1]))
     assert wide["low"] < wide["score"] < wide["high"] and narrow["score"] == study.probe.score(of[0], data)["score"]
     assert wide["score"] == pytest.approx(np.mean([study.probe.score(one, data)["score"] for one in of]))
@@ -85,13 +99,14 @@ def test_what_is_shipped_is_found_by_its_name(tmp_path, cache, monkeypatch):
 
 def test_figures(records):
     figure = draw.layers_chart(records)
-    assert [len(axis.lines) for axis in figure.axes] == [len(records) - 1] * 2 and not crossing(figure)
+    assert [len(axis.lines) for axis in figure.axes] == [len(records) - 1] * 3 and not crossing(figure)
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert len(labels) == len(set(labels)) == len(records) - 1
     figure = draw.objective_chart(records)
-    assert [len(axis.lines) for axis in figure.axes] == [8, 8] and not crossing(figure)
+    assert [len(axis.lines) for axis in figure.axes] == [8, 8, 8] and not crossing(figure)
     found = study.table(records)
-    assert found["linear"].keys() == found["attentive"].keys() and not crossing(differences_chart(found, "balanced accuracy"))
+    assert found["linear"].keys() == found["attentive"].keys() == found["fashion"].keys()
+    assert study.markdown(found).count("\n") == len(records) and not crossing(differences_chart(found, "balanced accuracy"))
     looks = torch.zeros(3, 4, 64)
     looks[:, :, 9] = 1
     figure = draw.attention_chart(torch.full((3, 3, 64, 64), 0.5), looks, list("abc"))

@@ -7,7 +7,7 @@ from lvmlab.plots.tokenizer import _axes
 from lvmlab.studies.common import across_seeds, final_losses, skills
 
 COLOURS = {"segmentation": "#0072b2", "selection": "#56b4e9", "pose": "#d55e00", "derain": "#009e73", "motion": "#cc79a7",
-           "linear": "#0072b2", "attentive": "#d55e00"}  # tasks, and the kinds of probes
+           "linear": "#0072b2", "attentive": "#d55e00", "fashion": "#009e73"}  # tasks, and the kinds of probes
 LABELS = {"loss": "cross entropy of the answer, nats a token", "skill": "skill (0: best floor)", "accuracy": "accuracy of the answer's tokens"}
 
 

@@ -202,8 +202,7 @@ def closed(records: dict[str, dict], name: str, task: str, teacher: float, again
 
 
 def main() -> None:
-    parser = common.parser(__doc__, SCALES, "arms")
-    args = parser.parse_args()
+    args = common.parser(__doc__, SCALES, "arms").parse_args()
     setting, options = SCALES[args.scale], {"compiled": args.compiled}
     common.shipped(() if args.arms else SCREENED, lambda name: tuning(name, setting, **options))  # of what val drops this alone
     names = args.arms or chosen(setting)

@@ -2,11 +2,9 @@
 
     python -m lvmlab.studies.probing [--scale smoke] [ARM ...]    # every arm and seed that is not stored; goes on where it was stopped
 
-Probes tell mini-world's 25 classes of objects, from families that no training saw. Token models are the shipped ones, of which a seed is the probe's
-alone; patch models are pre-trained here on as many pictures each, from the same seeds. The floors are untrained trunks and the pixels themselves.
-
-A step of `aim-mini` on 32 pictures takes 0.27 s of two cores in bf16, of its LLaMA variant 0.37, of the small one 0.08: the 21 trainings of the study
-scale are two hours, the probes of its 42 trunks about a quarter of an hour more.
+Probes tell mini-world's 25 classes of objects, from families that no training saw, and Fashion-MNIST's ten, of which no training saw any. Token
+models are the shipped ones, of which a seed is the probe's alone; patch models are pre-trained here on as many pictures each, from the same seeds.
+The floors are untrained trunks and the pixels themselves.
 """
 
 import shutil
@@ -31,7 +29,7 @@ from lvmlab.train import TrainConfig
 STUDY, VERSION = "probing", 1
 AIM = PATCHES["aim-mini"]
 SMALL = PatchShape(96, 4, 3, patch=8, size=64, head_blocks=4, head_width=192)
-PROBES = ("linear", "attentive")
+PROBES = {"linear": "linear probe", "attentive": "attentive probe", "fashion": "linear probe, Fashion-MNIST"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Arm:
     tokens: str | None = None
     few: bool = False
     trained: bool = True
-    probes: tuple[str, ...] = PROBES
+    probes: tuple[str, ...] = tuple(PROBES)
 
 
 ARMS = {"mini-teacher": Arm(tokens="mini-teacher"), "mini-student": Arm(tokens="mini-student"), "mini-student-kd": Arm(tokens="mini-student-kd"),
@@ -51,7 +49,7 @@ ARMS = {"mini-teacher": Arm(tokens="mini-teacher"), "mini-student": Arm(tokens="
         "small": Arm(SMALL), "small, a tenth of the pictures": Arm(SMALL, few=True), "aim-mini, no head": Arm(replace(AIM, head_blocks=0)),
         "aim-mini, plain causal": Arm(replace(AIM, prefix=False)), "aim-mini, untrained": Arm(AIM, trained=False),
         "mini-teacher, untrained": Arm(tokens="mini-teacher", trained=False),
-        "pixels": Arm(probes=("linear",)),  # all at once
+        "pixels": Arm(probes=("linear", "fashion")),  # all at once
         "pixels by patches": Arm(probes=("attentive",))}
 GRID = tuple(name for name in ARMS if name.startswith(("small", "aim-mini, a tenth")) or name == "aim-mini")  # 2 sizes x 2 data sizes
 
@@ -59,26 +57,22 @@ GRID = tuple(name for name in ARMS if name.startswith(("small", "aim-mini, a ten
 @dataclass(frozen=True)
 class Setting:
     """A scale of the study. times: placements of each object in pre-training; few: pictures of a class that are a tenth. seen: placements of each
-    object that the probes are fitted and scored on. most: pictures of a class, None: all."""
+    object that the probes are fitted and scored on. most: pictures of a class, None: all. fashion: of a class of Fashion-MNIST, 0: not asked."""
 
-    steps: int = 1500
+    steps: int = 600
     batch: int = 32
     seeds: int = 3
     times: int = 32
     few: int = 57
     seen: int = 4
     most: int | None = None
+    fashion: int = 200
     epochs: int = 20
     lr: float = 1e-3
     precision: str = "auto"
 
 
-SCALES = {"smoke": Setting(steps=4, batch=8, seeds=2, times=1, few=2, seen=1, most=2, epochs=2, precision="fp32"), "study": Setting()}
-
-
-def arms() -> list[str]:
-    """The arms there are models for: all, but for shipped ones that are not there."""
-    return [name for name, arm in ARMS.items() if not arm.tokens or (paths.assets() / "models" / arm.tokens / "config.json").is_file()]
+SCALES = {"smoke": Setting(steps=4, batch=8, seeds=2, times=1, few=2, seen=1, most=2, fashion=0, epochs=2, precision="fp32"), "study": Setting()}
 
 
 def config(arm: str, setting: Setting) -> dict:
@@ -94,8 +88,10 @@ def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = Fa
     return runs.run(STUDY, config(name, setting), compute, again=again)
 
 
-def pictures(split: str, setting: Setting) -> Labelled:
-    """What the probes are fitted on ("train"), chosen by ("val") and scored on ("test")."""
+def pictures(split: str, setting: Setting, kind: str = "linear") -> Labelled:
+    """What a probe is fitted on ("train"), chosen by ("val") and scored on ("test")."""
+    if kind == "fashion":
+        return labelled.fashion_mnist(split).first(setting.fashion)
     found = labelled.objects(split, times=setting.seen)
     return found if setting.most is None else found.first(setting.most)
 
@@ -113,21 +109,18 @@ def compute(wanted: dict) -> list[dict]:
 
 
 def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> dict:
-    """known: a row of the same trunk, whose linear probe needs no second fit: no seed enters it."""
+    """known: a row of the same trunk, whose linear probes need no second fit: no seed enters them."""
     print(f"{name}, seed {seed}")
     chosen, row = ARMS[name], {"seed": seed, "seconds": 0.0, "objective": None, "precision": precision(setting.precision)}
-    asked = [pictures(split, setting).kept() for split in ("train", "val", "test")]
     if chosen.patches and chosen.trained:
         data = labelled.objects("train", times=setting.times).kept()
         training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr / 100, warmup=setting.steps // 20, weight_decay=0.05, seed=seed,
                                precision=setting.precision, log_every=max(1, setting.steps // 20), save_every=max(1, setting.steps // 10))
         log = pretrain(data.first(setting.few) if chosen.few else data, folder, shape=chosen.patches, config=training, batch=setting.batch)
-        row |= {"seconds": log[-1]["seconds"], "objective": objective(load_patchlm(folder), asked[1])}
+        row |= {"seconds": log[-1]["seconds"], "objective": objective(load_patchlm(folder), pictures("val", setting))}
     trunk = _trunk(chosen, seed, folder)
-    found = [probe.extract(trunk, data, places="all" if "attentive" in chosen.probes else (), progress=False) for data in asked]
-    row |= {kind: known["linear"] if known and kind == "linear" else _probed(kind, *found, setting.epochs, seed) for kind in chosen.probes}
-    for extracted in found:
-        shutil.rmtree(extracted.folder)  # every place of every block: gigabytes in all
+    for kind in chosen.probes if setting.fashion else [kind for kind in chosen.probes if kind != "fashion"]:
+        row[kind] = known[kind] if known and kind != "attentive" else _probed(kind, trunk, "attentive" in chosen.probes, setting, seed)
     return row
 
 
@@ -140,15 +133,20 @@ def _trunk(chosen: Arm, seed: int, folder: Path) -> probe.Trunk:
     return probe.Pixels(None if "linear" in chosen.probes else AIM.patch)
 
 
-def _probed(kind: str, train: probe.Extracted, val: probe.Extracted, test: probe.Extracted, epochs: int, seed: int) -> dict:
+def _probed(kind: str, trunk: probe.Trunk, places: bool, setting: Setting, seed: int) -> dict:
+    """places: both probes of the objects are asked, and read the same features."""
+    asked = [pictures(split, setting, kind).kept() for split in ("train", "val", "test")]
+    found = train, val, test = [probe.extract(trunk, one, places="all" if places and kind != "fashion" else (), progress=False) for one in asked]
     both = replace(test, means=[np.concatenate(m) for m in zip(val.means, test.means, strict=True)],
                    places={block: np.concatenate([val.places[block], test.places[block]]) for block in val.places})
     rows, every = [], []
     for block in range(len(train.means)):
-        told = probe.linear(train, val, both, block, seed) if kind == "linear" else (
-            probe.attentive(train, val, both, block, epochs=epochs, seed=seed)[0])
+        told = probe.linear(train, val, both, block, seed) if kind != "attentive" else (
+            probe.attentive(train, val, both, block, epochs=setting.epochs, seed=seed)[0])
         rows.append({"val": probe.score(told[: len(val.data)], val.data)["score"], **probe.score(told[len(val.data) :], test.data)})
         every.append(told[len(val.data) :].tolist())
+    for extracted in found if kind != "linear" or not places else ():
+        shutil.rmtree(extracted.folder)  # every place of every block: gigabytes in all
     best = int(np.argmax([row["val"] for row in rows]))
     return {"blocks": rows, "best": best, "predicted": every[best]}
 
@@ -160,32 +158,39 @@ def objective(model: PatchLM, data: Labelled) -> float:
     return float(np.mean([model.loss(from_uint8(data.batch(rows)), rng).item() for rows in parts]))
 
 
-def told(record: dict, kind: str) -> np.ndarray:
-    """What each seed's probe, on the block that val chose for it, says of the test pictures: (seeds, P)."""
-    return np.array([row[kind]["predicted"] for row in record["result"]])
+def told(record: dict, kind: str) -> tuple[np.ndarray, Labelled]:
+    """What each seed's probe, on the block that val chose for it, says of the test pictures, (seeds, P), and these, Fashion's as labels alone."""
+    found, setting = np.array([row[kind]["predicted"] for row in record["result"]]), Setting(**record["config"]["setting"])
+    if kind != "fashion":
+        return found, pictures("test", setting)
+    labels = np.repeat(range(10), setting.fashion)  # `Labelled.first` has them class after class: none of their files is needed to score
+    return found, Labelled(kind, 64, lambda i: np.zeros((64, 64, 3), np.uint8), labels, [*map(str, range(10))], np.arange(len(labels)))
+
+
+def kinds(record: dict) -> list[str]:
+    """Of its probes."""
+    return [kind for kind in PROBES if kind in record["result"][0]]
 
 
 def table(records: dict[str, dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """{probe: {arm: (balanced accuracy, low, high)}}, 95 % intervals over objects and seeds; pixels are one arm."""
-    found: dict = {kind: {} for kind in PROBES}
+    found: dict = {}
     for name, record in records.items():
-        for kind in ARMS[name].probes:
-            data = pictures("test", Setting(**record["config"]["setting"]))
-            found[kind][name.removesuffix(" by patches")] = tuple(probe.score(told(record, kind), data).values())
+        for kind in kinds(record):
+            found.setdefault(kind, {})[name.removesuffix(" by patches")] = tuple(probe.score(*told(record, kind)).values())
     return found
 
 
 def markdown(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     """`table` in Markdown, a line an arm."""
     cells = ([name, *("{:.3f} ({:.3f} to {:.3f})".format(*told[name]) if name in told else "" for told in found.values())]
-             for name in {**found["linear"], **found["attentive"]})  # fmt: skip
-    return common.markdown(["arm", *(f"{kind} probe, balanced accuracy (95 %)" for kind in found)], *cells)
+             for name in dict.fromkeys(name for of in found.values() for name in of))  # fmt: skip
+    return common.markdown(["arm", *(f"{PROBES[kind]} (95 %)" for kind in found)], *cells)
 
 
 def gained(records: dict[str, dict], name: str, against: str, kind: str = "linear") -> tuple[float, float, float]:
     """What an arm knows more than another, on the same objects drawn alike: (difference, low, high), 95 % interval over objects and seeds."""
-    data = pictures("test", Setting(**records[name]["config"]["setting"]))
-    one, other = (probe.resampled(told(records[arm], kind), data) for arm in (name, against))
+    one, other = (probe.resampled(*told(records[arm], kind)) for arm in (name, against))
     return float(one[0] - other[0]), *map(float, np.percentile((one - other)[1:], (2.5, 97.5)))
 
 
@@ -196,7 +201,7 @@ def ship(setting: Setting = Setting(), seed: int = 0) -> None:
 
 
 def main() -> None:
-    common.main(__doc__, SCALES, "arms", arms(), arm, lambda records: markdown(table(records)))
+    common.main(__doc__, SCALES, "arms", ARMS, arm, lambda records: markdown(table(records)))
 
 
 if __name__ == "__main__":
