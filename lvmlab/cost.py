@@ -3,7 +3,7 @@
 FLOPs are those of the matrix products, 2 a multiplication and addition: 6 a parameter and token of a training (Kaplan et al., arXiv 2001.08361),
 embedding look-ups left out, and attention over half the sentence's length on average (it is causal). Hours follow from a device's peak and the
 share of it that is used; for this machine both are measured, on one layer and two, in seconds. A patch model's tokens are its patches; the head of
-its pre-training counts.
+its pre-training counts, for the places that it reads.
 """
 
 import time
@@ -47,7 +47,8 @@ def parameters(shape: Shape | PatchShape) -> int:
 def forward_flops(shape: Shape | PatchShape, length: int) -> float:
     """Of one token of a sentence of ``length`` tokens, forward alone."""
     if isinstance(shape, PatchShape):
-        return 2 * parameters(shape) + shape.blocks * 4 * shape.width * length / 2
+        # the head reads only what lies outside the prefix: half of the places on average
+        return parameters(shape) + parameters(replace(shape, head_blocks=0) if shape.prefix else shape) + shape.blocks * 4 * shape.width * length / 2
     matrices = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.inner) + shape.width * shape.vocab
     return 2 * matrices + shape.layers * 4 * shape.width * length / 2
 

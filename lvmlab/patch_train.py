@@ -11,8 +11,8 @@ decays by layer (arXiv 2106.08254) and label smoothing (arXiv 1512.00567), all b
     accelerate launch -m lvmlab.patch_train TUNED IMAGENET --start PRETRAINED --steps 125000 --batch 1024 --lr 5e-4
 
 That is 800 epochs and then 100, of 196 patches a picture. By `lvmlab cost llama-80m-patch --tokens 2.0e11 --device A100 --devices 8` the first is
-2.3e20 FLOPs, 64 hours of eight A100s at 40 % of their peak, half of it in the head, which is thrown away; the second, which has none, 1.3e19 FLOPs
-and 4 hours.
+1.7e20 FLOPs, 47 hours of eight A100s at 40 % of their peak, more than a third of it in the head, which is thrown away; the second, which has none,
+1.3e19 FLOPs and 4 hours.
 """
 
 import re
