@@ -8,7 +8,7 @@ from targets import markdown
 
 from lvmlab import paths, runs, tasks
 from lvmlab.plots.tables import scores_markdown, settings_markdown
-from lvmlab.studies import balancing, common, distillation, scaling
+from lvmlab.studies import balancing, common, distillation, probing, scaling
 from lvmlab.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,9 @@ def test_its_tables_of_studies_are_those_of_the_stored_runs():
     shipped = {row["config"]["size"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == "scaling" and row["where"] == "shipped"
                and len(row["config"]["setting"]["budgets"]) == 3}
     assert all(part in README for part in scaling.table({name: shipped[name] for name in scaling.SIZES}).split("\n\n"))
+    shipped = {row["config"]["arm"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == "probing" and row["where"] == "shipped"
+               and row["config"]["setting"]["steps"] == probing.SCALES["study"].steps}
+    assert probing.markdown(probing.table({name: shipped[name] for name in probing.ARMS})) in README
 
 
 def test_every_shipped_model_that_was_scored_is_the_one_that_ships():
