@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import trainings
 from targets import markdown
 
 from lvmlab import paths, runs, tasks
@@ -37,6 +38,10 @@ def test_its_tables_of_studies_are_those_of_the_stored_runs():
     shipped = {row["config"]["arm"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == "probing" and row["where"] == "shipped"
                and row["config"]["setting"]["steps"] == probing.SCALES["study"].steps}
     assert probing.markdown(probing.table({name: shipped[name] for name in probing.ARMS})) in README
+
+
+def test_its_table_of_trainings_is_that_of_the_models_records():
+    assert trainings.markdown() in README and set(trainings.ORDER) == {path.parent.name for path in (paths.assets() / "models").glob("*/config.json")}
 
 
 def test_every_shipped_model_that_was_scored_is_the_one_that_ships():
