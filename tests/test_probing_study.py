@@ -10,6 +10,7 @@ from test_plots_arms import crossing
 
 from lvmlab import labelled, paths
 from lvmlab.lvm import LVM
+from lvmlab.patch_train import load_patchlm
 from lvmlab.patchlm import PatchLM
 from lvmlab.plots import probing as draw
 from lvmlab.plots.arms import differences_chart
@@ -87,13 +88,12 @@ def test_intervals_go_over_objects_and_seeds(records):
     assert low < mean < high and mean > 0.3
 
 
-def test_what_is_shipped_is_found_by_its_name(tmp_path, cache, monkeypatch):
-    monkeypatch.setitem(study.ARMS, "aim-mini", study.ARMS["small"])
-    record = study.arm("aim-mini", TINY)
+def test_a_trained_model_can_be_shipped_and_is_found_by_its_name(tmp_path, cache, monkeypatch):
+    record = study.arm("small", TINY)
     monkeypatch.setattr(paths, "assets", lambda: tmp_path)
-    study.ship(TINY, seed=1)
-    model = PatchLM.from_pretrained("aim-mini", device="cpu")
-    assert (tmp_path / "models" / "aim-mini").is_dir() and model.shape == study.SMALL
+    load_patchlm(cache / "studies" / record["name"] / "seed-1").save_pretrained(tmp_path / "models" / "small")
+    model = PatchLM.from_pretrained("small", device="cpu")
+    assert model.shape == study.SMALL
     assert study.objective(model, study.pictures("val", TINY)) == pytest.approx(record["result"][1]["objective"], abs=0.02)
 
 
