@@ -54,7 +54,7 @@ def objective_chart(records: dict[str, dict]) -> Figure:
 
 def attention_chart(pictures: Tensor, attention: Tensor, titles: list[str]) -> Figure:
     """Pictures (B, 3, S, S) in [0, 1] above the same, lit where a probe's query looks: attention (B, heads, N), the mean of its heads."""
-    figure, axes = _axes(2, len(pictures), 1.5 * len(pictures), 3.5, squeeze=False)
+    figure, axes = _axes(2, len(pictures), 1.75 * len(pictures), 3.9, squeeze=False)
     looks = attention.mean(1).view(-1, 1, *[int(attention.shape[2] ** 0.5)] * 2)  # (B, 1, side, side)
     looks = F.interpolate(looks / looks.amax((2, 3), keepdim=True), pictures.shape[-2:], mode="nearest").cpu()
     for column, picture, look, title in zip(axes.T, pictures, looks, titles, strict=True):
