@@ -15,6 +15,7 @@ from lvmlab.sentences import generator
 from lvmlab.world import VERSION, Sources, default, scenes
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+CLOTHES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]  # Fashion-MNIST's classes
 READERS = 2
 
 
@@ -102,8 +103,7 @@ def fashion_mnist(split: str, size: int = 64, root: Path = DEBIAN) -> Labelled:
     part, rows = {"train": ("train", slice(50_000)), "val": ("train", slice(50_000, None))}.get(split, ("t10k", slice(None)))
     files = [_unpacked(Path(root), f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     pixels, labels = read_image_file(str(files[0])).numpy()[rows], read_label_file(str(files[1])).numpy()[rows]
-    names = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-    return Labelled(f"Fashion-MNIST {split}", size, lambda i: images.to_uint8(images.load(pixels[i], size)), labels, names, np.arange(len(labels)))
+    return Labelled(f"Fashion-MNIST {split}", size, lambda i: images.to_uint8(images.load(pixels[i], size)), labels, CLOTHES, np.arange(len(labels)))
 
 
 def _unpacked(root: Path, name: str) -> Path:

@@ -15,7 +15,7 @@ FLOORS = {"aim-mini, untrained": ":", "mini-teacher, untrained": "-.", "pixels":
 
 def layers_chart(records: dict[str, dict]) -> Figure:
     """Balanced accuracy on the test pictures by depth (0: the first block, 1: the last), a panel a probe: mean of the seeds, and their range."""
-    asked = kinds(next(iter(records.values())))
+    asked = [kind for kind in PROBES if any(kind in kinds(record) for record in records.values())]
     figure, axes = _axes(1, len(asked), 4.6 * len(asked), 4.6)
     colours = iter(("#0072b2", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#e69f00", "#000000", "#8c564b", "#7f3c8d", "#a5aa99"))
     for name, record in records.items():
@@ -55,7 +55,7 @@ def objective_chart(records: dict[str, dict]) -> Figure:
 def attention_chart(pictures: Tensor, attention: Tensor, titles: list[str]) -> Figure:
     """Pictures (B, 3, S, S) in [0, 1] above the same, lit where a probe's query looks: attention (B, heads, N), the mean of its heads."""
     figure, axes = _axes(2, len(pictures), 1.75 * len(pictures), 3.9, squeeze=False)
-    looks = attention.mean(1).view(-1, 1, *[int(attention.shape[2] ** 0.5)] * 2)  # (B, 1, side, side)
+    looks = attention.mean(1).unflatten(1, [int(attention.shape[2] ** 0.5)] * 2)[:, None]  # (B, 1, side, side)
     looks = F.interpolate(looks / looks.amax((2, 3), keepdim=True), pictures.shape[-2:], mode="nearest").cpu()
     for column, picture, look, title in zip(axes.T, pictures, looks, titles, strict=True):
         _show(column[0], picture, title)

@@ -120,10 +120,11 @@ def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> d
         training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr / 100, warmup=setting.steps // 20, weight_decay=0.05, seed=seed,
                                precision=setting.precision, log_every=max(1, setting.steps // 20), save_every=max(1, setting.steps // 10))
         log = pretrain(data.first(setting.few) if chosen.few else data, folder, shape=chosen.patches, config=training, batch=setting.batch)
-        row |= {"seconds": log[-1]["seconds"], "objective": objective(load_patchlm(folder), pictures("val", setting))}
+        row |= {"seconds": log[-1]["seconds"], "objective": objective(load_patchlm(folder), pictures("val", setting).kept())}
     trunk = _trunk(chosen, seed, folder)
-    for kind in chosen.probes if setting.fashion else [kind for kind in chosen.probes if kind != "fashion"]:
-        row[kind] = known[kind] if known and kind != "attentive" else _probed(kind, trunk, "attentive" in chosen.probes, setting, seed)
+    for kind in chosen.probes:
+        if kind != "fashion" or setting.fashion:
+            row[kind] = known[kind] if known and kind != "attentive" else _probed(kind, trunk, "attentive" in chosen.probes, setting, seed)
     return row
 
 
@@ -139,7 +140,8 @@ def _trunk(chosen: Arm, seed: int, folder: Path) -> probe.Trunk:
 def _probed(kind: str, trunk: probe.Trunk, places: bool, setting: Setting, seed: int) -> dict:
     """places: both probes of the objects are asked, and read the same features."""
     asked = [pictures(split, setting, kind).kept() for split in ("train", "val", "test")]
-    found = train, val, test = [probe.extract(trunk, one, places="all" if places and kind != "fashion" else (), progress=False) for one in asked]
+    found = [probe.extract(trunk, data, places="all" if places and kind != "fashion" else (), progress=False) for data in asked]
+    train, val, test = found
     both = replace(test, means=[np.concatenate(m) for m in zip(val.means, test.means, strict=True)],
                    places={block: np.concatenate([val.places[block], test.places[block]]) for block in val.places})
     rows, every = [], []
@@ -148,8 +150,9 @@ def _probed(kind: str, trunk: probe.Trunk, places: bool, setting: Setting, seed:
             probe.attentive(train, val, both, block, epochs=setting.epochs, seed=seed)[0])
         rows.append({"val": probe.score(told[: len(val.data)], val.data)["score"], **probe.score(told[len(val.data) :], test.data)})
         every.append(told[len(val.data) :].tolist())
-    for extracted in found if kind != "linear" or not places else ():
-        shutil.rmtree(extracted.folder)  # every place of every block: gigabytes in all
+    if kind != "linear" or not places:  # else the attentive probe reads them next
+        for extracted in found:
+            shutil.rmtree(extracted.folder)  # every place of every block: gigabytes in all
     best = int(np.argmax([row["val"] for row in rows]))
     return {"blocks": rows, "best": best, "predicted": every[best]}
 
@@ -162,12 +165,15 @@ def objective(model: PatchLM, data: Labelled) -> float:
 
 
 def told(record: dict, kind: str) -> tuple[np.ndarray, Labelled]:
-    """What each seed's probe, on the block that val chose for it, says of the test pictures, (seeds, P), and these, Fashion's as labels alone."""
+    """What each seed's probe, on the block that val chose for it, says of the test pictures, (seeds, P), and these.
+
+    Fashion-MNIST's files are opened only where one of its pictures is asked for.
+    """
     found, setting = np.array([row[kind]["predicted"] for row in record["result"]]), Setting(**record["config"]["setting"])
     if kind != "fashion":
         return found, pictures("test", setting)
     labels = np.repeat(range(10), setting.fashion)  # `Labelled.first` has them class after class: none of their files is needed to score
-    return found, Labelled(kind, 64, lambda i: np.zeros((64, 64, 3), np.uint8), labels, [*map(str, range(10))], np.arange(len(labels)))
+    return found, Labelled(kind, 64, lambda i: pictures("test", setting, kind).picture(i), labels, labelled.CLOTHES, np.arange(len(labels)))
 
 
 def kinds(record: dict) -> list[str]:
