@@ -12,7 +12,7 @@ import nbformat
 import psutil
 from nbclient import NotebookClient
 
-from lvmlab.device import default_device, describe
+from lvmlab.utils.device import default_device, describe
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 

@@ -1,9 +1,9 @@
 """What `mini-teacher` was to reach on the test split and what its shipped run says it reached, as in the README: `python assets/targets.py`."""
 
-from lvmlab import runs
-from lvmlab.plots.scores import choose
-from lvmlab.studies import common
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.lab import runs
+from lvmlab.lab.plots.scores import choose
+from lvmlab.lab.studies import common
+from lvmlab.tokenizer.tokenizer import Tokenizer
 
 SKILLS = {"segmentation": 0.6, "pose": 0.4, "derain": 0.4, "motion": 0.3}
 

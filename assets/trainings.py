@@ -2,8 +2,8 @@
 
 import json
 
-from lvmlab import paths
-from lvmlab.studies import common
+from lvmlab.lab.studies import common
+from lvmlab.utils import paths
 
 ORDER = ("mini", "mini-teacher", "mini-student", "mini-student-kd")
 

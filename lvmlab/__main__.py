@@ -13,8 +13,8 @@ Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
 def _models(names: tuple[str, ...]) -> dict:
     import torch
 
-    from lvmlab.device import precision
-    from lvmlab.lvm import LVM, shipped
+    from lvmlab.model.lvm import LVM, shipped
+    from lvmlab.utils.device import precision
 
     names = names or shipped()
     if not names:
@@ -33,7 +33,7 @@ def demo(image: Path | None = None, out: Path = Path("runs/demo"), models: tuple
         prompts: how many of each task's test prompts, in their fixed order.
         shown: how many of them are drawn; all by default.
     """
-    from lvmlab.demo import run_demo
+    from lvmlab.lab.demo import run_demo
 
     print(run_demo(_models(models), out, prompts=prompts, image=image, shown=shown))
 
@@ -56,9 +56,9 @@ def prompt(
     """
     import torch
 
-    from lvmlab import images
-    from lvmlab.prompting import Prompt, complete
-    from lvmlab.tokenizer import Tokenizer
+    from lvmlab.model.prompting import Prompt, complete
+    from lvmlab.tokenizer.tokenizer import Tokenizer
+    from lvmlab.utils import images
 
     if len(examples) % 2 or not examples:
         raise ValueError(f"{len(examples)} example pictures do not make pairs: give IMAGE LABEL for each example")
@@ -83,14 +83,15 @@ def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), pr
     """
     import time
 
-    from lvmlab import runs, tasks
-    from lvmlab.evaluate import ANSWERS, Job, plan
-    from lvmlab.evaluate import evaluate as score
-    from lvmlab.files import atomic, write_file
-    from lvmlab.plots.gallery import gallery
-    from lvmlab.plots.scores import table
-    from lvmlab.plots.tables import scores_markdown, settings_markdown
-    from lvmlab.tokenizer import Tokenizer
+    from lvmlab.evaluation.scoring import ANSWERS, Job, plan
+    from lvmlab.evaluation.scoring import evaluate as score
+    from lvmlab.lab import runs
+    from lvmlab.lab.plots.gallery import gallery
+    from lvmlab.lab.plots.scores import table
+    from lvmlab.lab.plots.tables import scores_markdown, settings_markdown
+    from lvmlab.tokenizer.tokenizer import Tokenizer
+    from lvmlab.utils.files import atomic, write_file
+    from lvmlab.world import tasks
 
     started, chosen, tokenizer = time.perf_counter(), _models(models), Tokenizer.from_pretrained("mini")
     jobs = plan(prompts, split)
@@ -111,7 +112,7 @@ def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), pr
 
 def train_tokenizer(folder: Folder, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3,
                     start: Path | None = None) -> None:
-    """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.vqgan_train.export_tokenizer.
+    """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.training.tokenizer.export_tokenizer.
 
     Args:
         folder: checkpoints, log and the rendered pictures go here.
@@ -121,9 +122,9 @@ def train_tokenizer(folder: Folder, steps: int = 3600, pictures: int = 20000, pr
         lr: the highest learning rate.
         start: the folder of an earlier training to go on from.
     """
-    from lvmlab.pictures import render_pool
-    from lvmlab.train import TrainConfig
-    from lvmlab.vqgan_train import train_tokenizer as fit
+    from lvmlab.data.picture_pool import render_pool
+    from lvmlab.training.loop import TrainConfig
+    from lvmlab.training.tokenizer import train_tokenizer as fit
 
     counts = {"train": pictures, "val": max(200, pictures // 20)}
     pools = {split: render_pool(folder / f"pictures-{split}.npy", split, count) for split, count in counts.items()}
@@ -151,7 +152,7 @@ def train(folder: Folder, shape: str | None = None, *, store: Path | None = None
             among them.
         lora: rank of the adapters to train in the place of all weights; 0 for none. Extra: lora.
         teacher: a trained model to learn from: a shipped name, a folder or a hub id.
-        objective: what to learn from it, see lvmlab.distill.
+        objective: what to learn from it, see lvmlab.distillation.objectives.
         temperature: of the objective.
         factored: an embedding of two factors, as DeLVM's.
         checkpointing: work activations out again in the backward pass, to save memory.
@@ -162,16 +163,16 @@ def train(folder: Folder, shape: str | None = None, *, store: Path | None = None
     """
     from accelerate import PartialState
 
-    from lvmlab import tasks
-    from lvmlab.device import default_device
-    from lvmlab.distill import Objective
-    from lvmlab.lvm import LVM, SHAPES
-    from lvmlab.lvm_train import Recipe, started, train_lvm
-    from lvmlab.mixture import Mixture
-    from lvmlab.store import build
-    from lvmlab.tokenizer import Tokenizer
-    from lvmlab.train import TrainConfig
-    from lvmlab.worlds import World
+    from lvmlab.data.mini_world import World
+    from lvmlab.data.mixture import Mixture
+    from lvmlab.data.store import build
+    from lvmlab.distillation.objectives import Objective
+    from lvmlab.model.lvm import LVM, SHAPES
+    from lvmlab.tokenizer.tokenizer import Tokenizer
+    from lvmlab.training.loop import TrainConfig
+    from lvmlab.training.lvm import Recipe, started, train_lvm
+    from lvmlab.utils.device import default_device
+    from lvmlab.world import tasks
 
     shape = shape or (None if start else "mini-student")
     if shape is not None and shape not in SHAPES:
@@ -203,7 +204,7 @@ def tokenize(
 
     Args:
         folder: of the store.
-        root: of the data set, in its own layout (see lvmlab.datasets); with the reader datasets, what datasets.load_dataset takes.
+        root: of the data set, in its own layout (see lvmlab.data.readers); with the reader datasets, what datasets.load_dataset takes.
         reader: which data set it is; pairs is any folder of paired images, datasets any data set with image columns.
         task: its name in the store; the reader's own by default.
         annotations: COCO's json.
@@ -218,10 +219,10 @@ def tokenize(
     """
     from accelerate import PartialState
 
-    from lvmlab import datasets as ds
-    from lvmlab.device import default_device
-    from lvmlab.store import Store, build, export_parquet
-    from lvmlab.tokenizer import Tokenizer
+    from lvmlab.data import readers as ds
+    from lvmlab.data.store import Store, build, export_parquet
+    from lvmlab.tokenizer.tokenizer import Tokenizer
+    from lvmlab.utils.device import default_device
 
     if reader == "coco-pose" and annotations is None:
         raise ValueError("coco-pose needs --annotations person_keypoints_....json")
@@ -250,13 +251,13 @@ def cost(shape: tyro.conf.Positional[str] = "300m", tokens: float = 1e9, device:
     Args:
         shape: the LLaMA's shape.
         tokens: of the whole training.
-        device: a GPU's name (see lvmlab.cost.PEAKS), or here: one layer and two are timed.
+        device: a GPU's name (see lvmlab.training.cost.PEAKS), or here: one layer and two are timed.
         devices: how many of them.
         teacher: a shape that reads every token too.
         step: tokens a step and device.
         utilisation: of the GPU's peak.
     """
-    from lvmlab.cost import cost as estimate
+    from lvmlab.training.cost import cost as estimate
 
     print(estimate(shape, tokens, device, devices=devices, teacher=teacher, step=step, utilisation=utilisation))
 
@@ -269,7 +270,7 @@ def runs(action: tyro.conf.Positional[Literal["list", "show", "recompute", "prom
         action: what to do.
         name: of the run, for show, recompute and promote; an unambiguous beginning will do.
     """
-    from lvmlab import runs as store
+    from lvmlab.lab import runs as store
 
     if action == "list":
         for row in store.listing():
@@ -277,7 +278,7 @@ def runs(action: tyro.conf.Positional[Literal["list", "show", "recompute", "prom
     elif action == "show":
         print(json.dumps(store.load(name), indent=1))
     elif action == "recompute":
-        from lvmlab import studies
+        from lvmlab.lab import studies
 
         found = store.recompute(name, studies.of(store.load(name)["study"]).compute)
         print(f"computed {found['name']} in {found['seconds']:.0f} s; `runs promote {found['name']}` ships it")

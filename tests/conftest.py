@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvmlab import paths
+from lvmlab.utils import paths
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab import paths, tasks
-from lvmlab.files import atomic
-from lvmlab.sentences import PAIRS, sentence
-from lvmlab.tasks import base
-from lvmlab.world import SIZE, VERSION, scenes, weather
+from lvmlab.utils import paths
+from lvmlab.utils.files import atomic
+from lvmlab.world import SIZE, VERSION, scenes, tasks, weather
+from lvmlab.world.sentences import PAIRS, sentence
+from lvmlab.world.tasks import base
 
 PROMPTS = 200  # of each set, as the evaluation asks them
 

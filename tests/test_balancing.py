@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from lvmlab import runs
-from lvmlab.store import Store
-from lvmlab.studies import balancing as study
-from lvmlab.studies import common
-from lvmlab.worlds import World
+from lvmlab.data.mini_world import World
+from lvmlab.data.store import Store
+from lvmlab.lab import runs
+from lvmlab.lab.studies import balancing as study
+from lvmlab.lab.studies import common
 
 TINY = study.Setting(steps=6, tokens=1024, seeds=2, shrink=40, prompts=2, curve=2)
 

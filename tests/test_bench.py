@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lvmlab.tokenizer import Tokenizer
-from lvmlab.vqgan import VQGAN, VQGANConfig
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.tokenizer.vqgan import VQGAN, VQGANConfig
 
 NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
          "train.300m", "train.loss", "train.muon", "train.resumed", "kd.cached",

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lvmlab import LVM, Tokenizer
-from lvmlab.prompting import complete_tokens
-from lvmlab.tokenizer import CheckpointError
+from lvmlab.model.prompting import complete_tokens
+from lvmlab.tokenizer.tokenizer import CheckpointError
 
 SIZE = 32
 HEADS, CODES = DELVM["num_attention_heads"], DELVM["vocab_size"]

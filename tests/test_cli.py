@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from lvmlab import runs
-from lvmlab.store import build
-from lvmlab.worlds import World
+from lvmlab.data.mini_world import World
+from lvmlab.data.store import build
+from lvmlab.lab import runs
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
           "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
@@ -48,7 +48,7 @@ def test_a_folder_of_pairs_becomes_a_store_and_goes_on(tmp_path):
 def test_processes_of_a_launch_share_the_parts(tmp_path):
     from PIL import Image
 
-    from lvmlab.store import SHARD, Store
+    from lvmlab.data.store import SHARD, Store
 
     (tmp_path / "pairs").mkdir()
     for i in range(SHARD + 3):
@@ -97,8 +97,8 @@ def test_a_run_is_computed_once_and_found_again(tmp_path, monkeypatch):
 
 def test_one_command_trains_on_a_store_from_a_teacher_on_two_processes(tmp_path):
     """The very command that runs alone, under accelerate launch; the second time it finds its work done."""
-    from lvmlab.tokenizer import Tokenizer
-    from lvmlab.train import read_log
+    from lvmlab.tokenizer.tokenizer import Tokenizer
+    from lvmlab.training.loop import read_log
 
     build(tmp_path / "store", Tokenizer.from_pretrained("mini"), [World("segmentation", 4, workers=1)], progress=False)
     command = ["train", str(tmp_path / "training"), "--store", str(tmp_path / "store"), "--teacher", "mini-student", "--objective", "js",

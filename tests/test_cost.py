@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lvmlab import cost
-from lvmlab.lvm import LVM, SHAPES, Shape
+from lvmlab.model.lvm import LVM, SHAPES, Shape
+from lvmlab.training import cost
 
 MEDIUM = Shape(256, 6, 4, 704, context=1024, vocab=1024, bias=True)
 PEAK = """
 import re, sys, torch
-from lvmlab.lvm import LVM, Shape
+from lvmlab.model.lvm import LVM, Shape
 lvm = LVM.from_shape(Shape(256, 6, 4, 704, bias=True))
 optimizer = torch.optim.AdamW(lvm.parameters(), fused=True)
 tokens = torch.randint(1024, (int(sys.argv[1]), 1024))

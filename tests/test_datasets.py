@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from lvmlab import augment, images
-from lvmlab import datasets as ds
-from lvmlab.tasks import skeleton
+from lvmlab.data import augmentation as augment
+from lvmlab.data import readers as ds
+from lvmlab.utils import images
+from lvmlab.world import skeleton
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -9,13 +9,14 @@ import torch
 from stores import write_store
 from torch import nn
 
-from lvmlab import distill, teacher
-from lvmlab.distill import Objective, Online
-from lvmlab.lvm import LVM, SHAPES, cross_entropy
-from lvmlab.lvm_train import Drawn, Recipe, load_lvm, train_lvm
-from lvmlab.mixture import Mixture
-from lvmlab.teacher import Frozen, freeze, write_cache
-from lvmlab.train import TrainConfig
+from lvmlab.data.mixture import Mixture
+from lvmlab.distillation import objectives as distill
+from lvmlab.distillation import teacher
+from lvmlab.distillation.objectives import Objective, Online
+from lvmlab.distillation.teacher import Frozen, freeze, write_cache
+from lvmlab.model.lvm import LVM, SHAPES, cross_entropy
+from lvmlab.training.loop import TrainConfig
+from lvmlab.training.lvm import Drawn, Recipe, load_lvm, train_lvm
 
 M, CODES, WIDTH = 12, 40, 8
 SMALL = replace(SHAPES["tiny"], vocab=64, bias=True)
@@ -65,7 +66,7 @@ def test_an_objective_is_its_formula(given, objective, monkeypatch):
     expected = by_hand(objective, *given)
     whole = distill.criterion(objective, word)(hidden, head, targets, weights)
     assert whole.item() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr("lvmlab.lvm.CHUNK", 5 * CODES)  # three chunks
+    monkeypatch.setattr("lvmlab.model.lvm.CHUNK", 5 * CODES)  # three chunks
     trained = hidden.clone().requires_grad_()
     parted = distill.criterion(objective, word)(trained, head, targets, weights)
     assert parted.item() == pytest.approx(expected, rel=1e-5)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lvmlab.lvm import LVM
-from lvmlab.studies import common, scaling
-from lvmlab.studies import distillation as study
+from lvmlab.lab.studies import common, scaling
+from lvmlab.lab.studies import distillation as study
+from lvmlab.model.lvm import LVM
 
 TINY = study.Setting(steps=4, tokens=1024, seeds=2, groups=2, prompts=2, curve=2, tune=2, teacher_steps=2, precision="fp32")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from lvmlab import evaluate as ev
-from lvmlab import tasks
-from lvmlab.lvm import LVM, SHAPES
-from lvmlab.plots.prompts import sheet, strip
-from lvmlab.plots.scores import skill_chart, table
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.evaluation import scoring as ev
+from lvmlab.lab.plots.prompts import sheet, strip
+from lvmlab.lab.plots.scores import skill_chart, table
+from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.world import tasks
 
 KEYS = {
     "model", "task", "setting", "condition", "examples", "metric", "score", "low", "high", "ceiling", "floors", "skill", "skill_low",
@@ -161,7 +161,7 @@ def test_the_plan_covers_every_setting_and_condition():
 
 
 def test_the_gallery_shows_the_worst_answers_one_a_source(tokenizer, lvm, tmp_path):
-    from lvmlab.plots.gallery import gallery, worst
+    from lvmlab.lab.plots.gallery import gallery, worst
 
     assert worst(np.array([0.9, 0.1, 0.2, 0.0]), ["a", "b", "b", "c"], 3) == [3, 1, 0]
     jobs = [ev.Job("segmentation", prompts=3, split="val")]

@@ -20,24 +20,25 @@ PACKAGE = Path(lvmlab.__file__).parent
 ROOT = PACKAGE.parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# bottom first: a file imports from the layers below, and within its layer only from what is named before it
-LAYERS = (
-    ("paths", "files", "checks", "device", "images"),
-    ("attention", "vqgan", "checkpoints", "tokenizer", "lvm", "embedding", "lora", "patchlm"),
-    ("world", "tasks", "sentences", "augment", "datasets", "worlds", "pictures", "store", "tokenfiles", "mixture", "labelled"),
-    ("distill", "teacher", "muon", "train", "vqgan_train", "decode", "prompting", "speculative", "lvm_train", "patch_train"),
-    ("evaluate", "sensitivity", "cost", "probe"),
-    ("runs", "studies"),
-    ("plots", "widgets"),
-    ("demo", "__main__"),
+# the nine rooms, bottom first: a file imports from its own room and from those named before it
+ROOMS = (
+    "utils",
+    "world",
+    "tokenizer",
+    "data",
+    "model",
+    "distillation",
+    "evaluation",
+    "training",
+    "lab",
+    "__main__",
 )
-ORDER = [name for layer in LAYERS for name in layer]
 
 checkout = pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="holds for a checkout, not for an installed wheel")
 
 
 def module(path):
-    """lvmlab/tasks/pose.py is tasks.pose, lvmlab/tasks/__init__.py is tasks, lvmlab/__init__.py is the empty name."""
+    """lvmlab/world/tasks/pose.py is world.tasks.pose, lvmlab/world/__init__.py is world, lvmlab/__init__.py is the empty name."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -65,33 +66,34 @@ def own(path):
         top, _, rest = name.partition(".")
         if top != "lvmlab":
             continue
-        home = lvmlab._HOMES.get(rest, "").removeprefix("lvmlab.")  # `from lvmlab import LVM` means lvmlab.lvm
+        home = lvmlab._HOMES.get(rest, "").removeprefix("lvmlab.")  # `from lvmlab import LVM` means lvmlab.model.lvm
         found.add(home or next(m for m in (rest, rest.rpartition(".")[0], "") if m in MODULES))
     return found - {""}
 
 
-def test_every_file_has_its_place_in_the_table():
-    stray = {name.split(".")[0] for name in MODULES if name} - set(ORDER)
-    assert not stray, f"place {sorted(stray)} in LAYERS of tests/test_house.py (and in the design's table) before using it"
-    gone = set(ORDER) - {name.split(".")[0] for name in MODULES}
-    assert not gone, f"{sorted(gone)} are in LAYERS but not in the package"
+def room(name):
+    """world.tasks.pose stands in the room world."""
+    return name.split(".")[0]
+
+
+def test_the_package_is_its_nine_rooms():
+    assert {room(name) for name in MODULES if name} == set(ROOMS)
+    for name in ROOMS[:-1]:
+        document = ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text()))
+        assert len(re.findall(r"[.!?](?:\s|$)", document)) == 3, f"{name}/__init__.py says in three sentences what lives there"
 
 
 @pytest.mark.parametrize("path", FILES, ids=[module(p) or "lvmlab" for p in FILES])
 def test_imports_go_down(path):
     name = module(path)
     for other in own(path):
-        here, there = name.split(".")[0], other.split(".")[0]
-        if here == there:
-            continue  # one folder: see the next test
-        assert here, f"lvmlab/__init__.py imports {other}: it must stay light"
-        assert {here, there} <= set(ORDER), f"place {here} and {there} in LAYERS of tests/test_house.py"
-        assert ORDER.index(there) < ORDER.index(here), f"{name} imports {other}, which stands above it"
+        assert name, f"lvmlab/__init__.py imports {other}: it must stay light"
+        assert ROOMS.index(room(other)) <= ROOMS.index(room(name)), f"{name} imports {other}, which stands above it"
 
 
 def test_no_import_is_a_circle():
     order = list(graphlib.TopologicalSorter({module(p): own(p) - {module(p)} for p in FILES}).static_order())
-    assert order.index("paths") < order.index("world.sources") < order.index("tasks") < order.index("__main__")
+    assert order.index("utils.paths") < order.index("world.sources") < order.index("world.tasks") < order.index("__main__")
 
 
 def test_the_names_of_the_package_have_homes():
@@ -178,5 +180,5 @@ def loaded(code, *names):
 def test_imports_are_light():
     heavy = ("torch", "transformers", "matplotlib", "vector_quantize_pytorch")
     assert loaded("import lvmlab", *heavy) == []
-    assert loaded("import lvmlab.worlds", *heavy) == [], "rendering workers need no torch"
+    assert loaded("import lvmlab.data.mini_world", *heavy) == [], "rendering workers need no torch"
     assert loaded("from lvmlab import Tokenizer", *heavy) == ["torch"]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lvmlab import images
-from lvmlab.images import ImageError
+from lvmlab.utils import images
+from lvmlab.utils.images import ImageError
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import lvmlab, sys
-from lvmlab import paths
+from lvmlab.utils import paths
 from lvmlab.world import default
 assert lvmlab.__file__.startswith(sys.argv[1]) and str(paths.assets()).startswith(sys.argv[1]), paths.assets()
 print(default().count("photographs", "test"), *sorted(p.name for p in (paths.assets() / "models").iterdir() if p.is_dir()))
@@ -26,7 +26,7 @@ def test_a_wheel_finds_its_assets(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     installed = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(installed)
-    widgets = Path("lvmlab/widgets")
+    widgets = Path("lvmlab/lab/studio")
     assert {p.name for p in (ROOT / widgets).iterdir() if p.is_file()} == {p.name for p in (installed / widgets).iterdir()}, "styles and scripts too"
     found = subprocess.run([sys.executable, "-c", SCRIPT, str(installed)], cwd=tmp_path, env={"PYTHONPATH": str(installed)},
                            capture_output=True, text=True, timeout=120)

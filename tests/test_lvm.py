@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from lvmlab import paths
-from lvmlab.lvm import LVM, SHAPES, Shape
-from lvmlab.tokenizer import CheckpointError, Tokenizer
+from lvmlab.model.lvm import LVM, SHAPES, Shape
+from lvmlab.tokenizer.tokenizer import CheckpointError, Tokenizer
+from lvmlab.utils import paths
 
 CODES = 16
 
@@ -100,7 +100,7 @@ def test_loss_under_bf16_is_fp32_and_close(lvm, weighted):
 
 
 def test_more_logits_than_a_chunk_are_never_held(monkeypatch):
-    monkeypatch.setattr("lvmlab.lvm.CHUNK", 8 * 128 * 4096 // 4)
+    monkeypatch.setattr("lvmlab.model.lvm.CHUNK", 8 * 128 * 4096 // 4)
 
     class Largest(TorchDispatchMode):
         numel = 0

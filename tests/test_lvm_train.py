@@ -9,11 +9,11 @@ import pytest
 import torch
 from stores import write_store
 
-from lvmlab.device import default_device, describe
-from lvmlab.lvm import LVM, SHAPES
-from lvmlab.lvm_train import Recipe, disturb, export_lvm, load_lvm, push_lvm, recode, train_lvm, weights
-from lvmlab.mixture import Mixture
-from lvmlab.train import TrainConfig, TrainingError
+from lvmlab.data.mixture import Mixture
+from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.training.loop import TrainConfig, TrainingError
+from lvmlab.training.lvm import Recipe, disturb, export_lvm, load_lvm, push_lvm, recode, train_lvm, weights
+from lvmlab.utils.device import default_device, describe
 
 CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
 RECIPE = Recipe(tokens=128, phases=((0.5, 2), (1.0, 4)), grid_start=False,
@@ -202,7 +202,7 @@ def test_a_model_is_pushed_with_its_card(monkeypatch):
 
 @pytest.mark.parametrize("length", [1, 7, 64, 130])
 def test_attention_by_blocks_is_causal_attention(length):
-    from lvmlab.attention import causal_blocks
+    from lvmlab.training.cpu_attention import causal_blocks
 
     generator = torch.Generator().manual_seed(length)
     q, k, v = (torch.randn(2, 3, length, 8, generator=generator, requires_grad=True) for _ in range(3))
@@ -215,8 +215,8 @@ def test_attention_by_blocks_is_causal_attention(length):
 
 
 def test_a_model_gives_the_same_logits_by_blocks_and_still_decodes():
-    from lvmlab.attention import NAME
-    from lvmlab.prompting import complete_tokens
+    from lvmlab.model.prompting import complete_tokens
+    from lvmlab.training.cpu_attention import NAME
 
     lvm = LVM.from_shape("tiny", seed=3)
     tokens = torch.randint(lvm.vocab, (2, 50), generator=torch.Generator().manual_seed(0))

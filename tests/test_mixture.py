@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvmlab.mixture import SCHEMES, Mixture
+from lvmlab.data.mixture import SCHEMES, Mixture
 
 COUNTS = {"segmentation": 2000, "derain": 300, "pose": 100}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lvmlab.muon import Muon, orthogonalise
+from lvmlab.training.muon import Muon, orthogonalise
 
 SHAPES = [(24, 24), (40, 24), (24, 40), (24, 24)]
 

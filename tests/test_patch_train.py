@@ -7,11 +7,21 @@ import pytest
 import torch
 from test_probe import squares
 
-from lvmlab import labelled, paths
-from lvmlab.cost import cost, parameters
-from lvmlab.patch_train import Classifier, Tuning, answers, finetune, load_classifier, load_patchlm, pretrain, run
-from lvmlab.patchlm import SHAPES, PatchLM, PatchShape
-from lvmlab.train import TrainConfig, load_checkpoint
+from lvmlab.data import labelled
+from lvmlab.model.aim import SHAPES, PatchLM, PatchShape
+from lvmlab.training.aim import (
+    Classifier,
+    Tuning,
+    answers,
+    finetune,
+    load_classifier,
+    load_patchlm,
+    pretrain,
+    run,
+)
+from lvmlab.training.cost import cost, parameters
+from lvmlab.training.loop import TrainConfig, load_checkpoint
+from lvmlab.utils import paths
 
 TINY = PatchShape(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)
 KINDS = {"aim": TINY, "llama": replace(TINY, block="llama", inner=24)}

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lvmlab.checkpoints.files import CheckpointError
-from lvmlab.patchlm import SHAPES, PatchLM, PatchShape, places
+from lvmlab.model.aim import SHAPES, PatchLM, PatchShape, places
+from lvmlab.utils.checkpoints import CheckpointError
 
 TINY = PatchShape(16, 3, 2, patch=4, size=16, head_blocks=2, head_width=24)
 KINDS = {"aim": TINY, "llama": replace(TINY, block="llama", inner=24), "random": replace(TINY, order="random"), "causal": replace(TINY, prefix=False),

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from lvmlab.plots import arms, training
-from lvmlab.plots.balancing import copies_chart
-from lvmlab.studies import balancing, common, scaling
+from lvmlab.lab.plots import arms, training
+from lvmlab.lab.plots.balancing import copies_chart
+from lvmlab.lab.studies import balancing, common, scaling
 
 
 @pytest.fixture(scope="module")

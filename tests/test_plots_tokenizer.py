@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from lvmlab import paths, runs
-from lvmlab.plots import tokenizer as draw
-from lvmlab.sentences import sentence
-from lvmlab.studies import tokenizer as study
-from lvmlab.tokenizer import Tokenizer
-from lvmlab.train import TrainConfig, TrainingError, load_checkpoint
-from lvmlab.vqgan import VQGANConfig
-from lvmlab.vqgan_train import FSQ_LEVELS, KINDS, Pool, Recipe, TrainingVQGAN, evaluate, export_tokenizer, load_training, train_tokenizer
+from lvmlab.lab import runs
+from lvmlab.lab.plots import tokenizer as draw
+from lvmlab.lab.studies import tokenizer as study
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.tokenizer.vqgan import VQGANConfig
+from lvmlab.training.loop import TrainConfig, TrainingError, load_checkpoint
+from lvmlab.training.tokenizer import (
+    FSQ_LEVELS,
+    KINDS,
+    Pool,
+    Recipe,
+    TrainingVQGAN,
+    evaluate,
+    export_tokenizer,
+    load_training,
+    train_tokenizer,
+)
+from lvmlab.utils import paths
+from lvmlab.world.sentences import sentence
 
 matplotlib.use("Agg")
 TINY = VQGANConfig.preset("tiny")

@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lvmlab import labelled, paths, probe
-from lvmlab.lvm import LVM, SHAPES
-from lvmlab.patchlm import PatchLM, PatchShape
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.data import labelled
+from lvmlab.evaluation import probing as probe
+from lvmlab.model.aim import PatchLM, PatchShape
+from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils import paths
 from lvmlab.world import default
 
 TINY = PatchShape(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from test_plots_arms import crossing
 
-from lvmlab import labelled, paths
-from lvmlab.lvm import LVM
-from lvmlab.patch_train import load_patchlm
-from lvmlab.patchlm import PatchLM
-from lvmlab.plots import probing as draw
-from lvmlab.plots.arms import differences_chart
-from lvmlab.studies import probing as study
+from lvmlab.data import labelled
+from lvmlab.lab.plots import probing as draw
+from lvmlab.lab.plots.arms import differences_chart
+from lvmlab.lab.studies import probing as study
+from lvmlab.model.aim import PatchLM
+from lvmlab.model.lvm import LVM
+from lvmlab.training.aim import load_patchlm
+from lvmlab.utils import paths
 
 TINY = replace(study.SCALES["smoke"], most=1, steps=2, epochs=1)
 

@@ -10,11 +10,11 @@ import pytest
 from stores import write_store
 from test_cli import LAUNCH
 
-from lvmlab.distill import Objective
-from lvmlab.lvm import LVM, SHAPES
-from lvmlab.lvm_train import Recipe, train_lvm
-from lvmlab.mixture import Mixture
-from lvmlab.train import TrainConfig, read_log
+from lvmlab.data.mixture import Mixture
+from lvmlab.distillation.objectives import Objective
+from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.training.loop import TrainConfig, read_log
+from lvmlab.training.lvm import Recipe, train_lvm
 
 SMALL = replace(SHAPES["tiny"], vocab=64, bias=True)
 RECIPE = Recipe(tokens=512, phases=((1.0, 2),), mixture=Mixture("natural"))
@@ -52,10 +52,10 @@ SHARDED = textwrap.dedent('''
     from torch.distributed.fsdp import fully_shard
     sys.path.insert(0, sys.argv[1])
     import test_processes as t
-    from lvmlab.distill import Objective, criterion
-    from lvmlab.lvm import LVM
-    from lvmlab.teacher import Online
-    from lvmlab.train import resume, save
+    from lvmlab.distillation.objectives import Objective, criterion
+    from lvmlab.model.lvm import LVM
+    from lvmlab.distillation.teacher import Online
+    from lvmlab.training.loop import resume, save
 
     dist.init_process_group("gloo")
     rank, ranks, folder = dist.get_rank(), dist.get_world_size(), pathlib.Path(sys.argv[2])

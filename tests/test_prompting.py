@@ -2,11 +2,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lvmlab import prompting
-from lvmlab.images import ImageError
-from lvmlab.lvm import LVM, Shape
-from lvmlab.prompting import Prompt, complete, complete_tokens, encode_prompts
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.model import prompting
+from lvmlab.model.lvm import LVM, Shape
+from lvmlab.model.prompting import Prompt, complete, complete_tokens, encode_prompts
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils.images import ImageError
 
 CODES, N = 16, 16
 
@@ -142,7 +142,7 @@ def test_only_allowed_ids_are_written(lvm):
 
 
 def test_large_models_and_others_than_llama_decode_by_their_own_forward(lvm, monkeypatch):
-    from lvmlab import decode
+    from lvmlab.model import decoder as decode
 
     fast = complete_tokens(lvm, rows(), N, sample=True, generator=seeded(), answers=3)
     monkeypatch.setattr(decode, "FUSED", 0)

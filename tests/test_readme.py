@@ -7,10 +7,12 @@ import pytest
 import trainings
 from targets import markdown
 
-from lvmlab import paths, runs, tasks
-from lvmlab.plots.tables import scores_markdown, settings_markdown
-from lvmlab.studies import balancing, common, distillation, probing, scaling
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.lab import runs
+from lvmlab.lab.plots.tables import scores_markdown, settings_markdown
+from lvmlab.lab.studies import balancing, common, distillation, probing, scaling
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils import paths
+from lvmlab.world import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,7 +47,7 @@ def test_its_table_of_trainings_is_that_of_the_models_records():
 
 
 def test_every_shipped_model_that_was_scored_is_the_one_that_ships():
-    from lvmlab.lvm import LVM
+    from lvmlab.model.lvm import LVM
 
     for name in EVALUATED:
         config = runs.load(name)["config"]

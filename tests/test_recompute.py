@@ -1,8 +1,9 @@
 """One arm of the balancing study at `smoke`, chosen by the commit, computed again for real and held to the stored interval."""
 
-from lvmlab import paths, runs
-from lvmlab.studies import balancing as study
-from lvmlab.studies.common import across_seeds, final_losses
+from lvmlab.lab import runs
+from lvmlab.lab.studies import balancing as study
+from lvmlab.lab.studies.common import across_seeds, final_losses
+from lvmlab.utils import paths
 
 ROUNDING = 0.05  # nats: other instructions and tokens in fp32 moved means by up to 0.03, which three seeds that agree by chance do not cover
 SMOKE = study.SCALES["smoke"]
@@ -11,7 +12,7 @@ SHIPPED = {row["config"]["arm"]: row for row in runs.listing()
 
 
 def test_what_is_stored_is_of_the_study_as_it_is_now():
-    assert SHIPPED, "no arm is stored: python -m lvmlab.studies.balancing --scale smoke"
+    assert SHIPPED, "no arm is stored: python -m lvmlab.lab.studies.balancing --scale smoke"
     for name, row in SHIPPED.items():
         assert row["name"] == runs.key(study.STUDY, study.config(name, SMOKE))
         assert row["seconds"] > 0 and set(row["versions"]) >= {"torch", "transformers"}

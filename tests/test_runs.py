@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lvmlab import paths, runs, studies
+from lvmlab.lab import runs, studies
+from lvmlab.utils import paths
 from lvmlab.world import VERSION
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lvmlab.lvm import LVM, Shape
-from lvmlab.prompting import complete_tokens
-from lvmlab.speculative import speculate
+from lvmlab.model.lvm import LVM, Shape
+from lvmlab.model.prompting import complete_tokens
+from lvmlab.model.speculative import speculate
 
 
 def model(seed, vocab=16, scale=8.0):
@@ -25,7 +25,7 @@ def prompt(seed=0, vocab=16):
 @pytest.mark.parametrize("fused", [True, False], ids=["lean", "plain"])
 @pytest.mark.parametrize("ahead", [1, 4])
 def test_greedy_answers_are_the_large_models_own(ahead, fused, monkeypatch):
-    from lvmlab import decode
+    from lvmlab.model import decoder as decode
 
     if not fused:
         monkeypatch.setattr(decode, "FUSED", 0)

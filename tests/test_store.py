@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from stores import write_part, write_store
 
-from lvmlab.datasets import Broken, paired_folder
-from lvmlab.sentences import PAIRS, sentence
-from lvmlab.store import Store, build, export_parquet
-from lvmlab.tokenizer import Tokenizer
-from lvmlab.worlds import World
+from lvmlab.data.mini_world import World
+from lvmlab.data.readers import Broken, paired_folder
+from lvmlab.data.store import Store, build, export_parquet
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.world.sentences import PAIRS, sentence
 
 OPTIONS = dict(pairs=3, seed=7, workers=1)
 WORLDS = [World("segmentation", 3, **OPTIONS), World("motion", 2, **OPTIONS)]

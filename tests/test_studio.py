@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from lvmlab import images, sensitivity
-from lvmlab.evaluate import Job, encoded, prompts
-from lvmlab.lvm import LVM, Shape
-from lvmlab.plots import studio as figures
-from lvmlab.prompting import alternatives, attention, complete_tokens, label_ids
-from lvmlab.tokenizer import Tokenizer
-from lvmlab.widgets.session import Session
-from lvmlab.widgets.studio import Studio
+from lvmlab.evaluation import sensitivity
+from lvmlab.evaluation.scoring import Job, encoded, prompts
+from lvmlab.lab.plots import studio as figures
+from lvmlab.lab.studio.session import Session
+from lvmlab.lab.studio.studio import Studio
+from lvmlab.model.lvm import LVM, Shape
+from lvmlab.model.prompting import alternatives, attention, complete_tokens, label_ids
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils import images
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from targets import markdown, targets
 
-from lvmlab.plots.tables import scores_markdown, settings_markdown
+from lvmlab.lab.plots.tables import scores_markdown, settings_markdown
 
 BASE = {"condition": "right", "examples": 3, "low": 0.0, "high": 1.0, "score": 0.7, "ceiling": 0.9, "floors": {"query": 0.1}, "best_floor": "query"}
 METRICS = {"segmentation": "IoU", "selection": "IoU", "pose": "PCK@0.1", "derain": "PSNR", "motion": "PSNR", "edges": "F"}

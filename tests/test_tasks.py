@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lvmlab import tasks
-from lvmlab.sentences import PAIRS, sentence
-from lvmlab.tasks import Pair, edges, skeleton
-from lvmlab.tasks.base import psnr, read_mask
-from lvmlab.tasks.colourise import chroma
-from lvmlab.world import default, scenes
+from lvmlab.world import default, scenes, skeleton, tasks
+from lvmlab.world.sentences import PAIRS, sentence
+from lvmlab.world.tasks import Pair, edges
+from lvmlab.world.tasks.base import psnr, read_mask
+from lvmlab.world.tasks.colourise import chroma
 
 # of edges even the truth has no F of 1: contours two pixels apart are drawn as one stroke, and thinned to one line
 BEST = {"IoU": 0.95, "PCK@0.1": 0.95, "PSNR": 60.0, "F": 0.9}

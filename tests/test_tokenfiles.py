@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lvmlab.store import Store
-from lvmlab.tokenfiles import PART, export_tokens, import_tokens, read_lines
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.data.store import Store
+from lvmlab.data.token_files import PART, export_tokens, import_tokens, read_lines
+from lvmlab.tokenizer.tokenizer import Tokenizer
 
 ROWS = np.random.default_rng(0).integers(0, 1024, (7, 128))
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lvmlab import paths
-from lvmlab.tokenizer import CheckpointError, Tokenizer
-from lvmlab.vqgan import VQGANConfig
-from lvmlab.vqgan_train import Recipe, TrainingVQGAN
+from lvmlab.tokenizer.tokenizer import CheckpointError, Tokenizer
+from lvmlab.tokenizer.vqgan import VQGANConfig
+from lvmlab.training.tokenizer import Recipe, TrainingVQGAN
+from lvmlab.utils import paths
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lvmlab.train import TrainConfig, TrainingError, load_checkpoint, read_log, train
+from lvmlab.training.loop import TrainConfig, TrainingError, load_checkpoint, read_log, train
 
 CONFIG = TrainConfig(steps=24, lr=1e-2, warmup=4, precision="fp32", save_every=5, log_every=1, accumulation=2, seed=3)
 
@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lvmlab.files.os.replace", refused)
+    monkeypatch.setattr("lvmlab.utils.files.os.replace", refused)
     monkeypatch.setattr("lvmlab.train._start_log", lambda *_: None)
     with pytest.raises(TrainingError, match=r"cannot be written to .*Permission denied.*make it writable.*before is sound"):
         run(tmp_path)
@@ -300,7 +300,7 @@ def test_the_log_goes_to_the_tracker_too(tmp_path):
 
 
 def test_what_decays():
-    from lvmlab.train import _optimizers
+    from lvmlab.training.loop import _optimizers
 
     for decay, expected in (("matrices", {0.1: 2, 0.0: 2}), ("all", {0.1: 4})):
         groups = _optimizers(model(), dataclasses.replace(CONFIG, decay=decay), fused=False, bf16=False)[0].param_groups

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lvmlab import paths, tasks
-from lvmlab.sentences import generator, sentence
-from lvmlab.tasks import base
-from lvmlab.world import SPLITS, default, scenes, weather
+from lvmlab.utils import paths
+from lvmlab.world import SPLITS, default, scenes, tasks, weather
+from lvmlab.world.sentences import generator, sentence
+from lvmlab.world.tasks import base
 
 WORLD = paths.assets() / "world"
 FREE = {"CC0-1.0", "public domain", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "MIT", "CC0-1.0 (assets), Apache-2.0 (model code)"}

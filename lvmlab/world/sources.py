@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lvmlab import paths
+from lvmlab.utils import paths
 
 SPLITS = ("train", "val", "test", "shifted")
 

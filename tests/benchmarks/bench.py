@@ -21,13 +21,12 @@ import numpy as np
 from bench_rows import ENTRIES, JUDGED, Row, entry, interleaved, rates, rendered_by, where
 from rich.table import Table
 
-from lvmlab import tasks
-from lvmlab.files import atomic
-from lvmlab.lvm_train import SHARES
-from lvmlab.plots.scores import text
-from lvmlab.sentences import PAIRS
-from lvmlab.world import SIZE
-from lvmlab.worlds import render as rendered
+from lvmlab.data.mini_world import render as rendered
+from lvmlab.lab.plots.scores import text
+from lvmlab.training.lvm import SHARES
+from lvmlab.utils.files import atomic
+from lvmlab.world import SIZE, tasks
+from lvmlab.world.sentences import PAIRS
 
 OUT = Path("runs/bench.json")
 ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
@@ -36,7 +35,7 @@ ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "
          "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory",
          "tokenize.mini", "tokenize.f16-8192", "probe.extract", "probe.attentive", "import")
 REPEATS = {"world.render": 3, "import": 7}
-RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.store.build
+RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.data.store.build
 
 
 @entry("world.render")
@@ -55,7 +54,7 @@ def render():
         two = lambda: list(pool.map(rendered, jobs, chunksize=4))  # noqa: E731
         one = lambda: [rendered(job) for job in jobs]  # noqa: E731
         taken = interleaved("world.render", {"two": two, "one": one}, REPEATS["world.render"])
-    what = (f"{pairs} training pairs of {', '.join(SHARES)} in the shares of lvm_train: a warm pool of 2 spawned processes, as lvmlab.store has "
+    what = (f"{pairs} training pairs of {', '.join(SHARES)} in the shares of lvm_train: a warm pool of 2 spawned processes, as lvmlab.data.store has "
             f"it, against this process alone, best of {REPEATS['world.render']}; the limit is on ours, in pairs/s, not on the ratio")
     yield rates("world.render", pairs / min(taken["two"]), pairs / min(taken["one"]), "pairs/s", 300.0, what, "ours, at least")
 

@@ -6,13 +6,13 @@ import torch
 from bench_rows import Row, entry, interleaved, median, rates, synchronise
 from torch import Tensor
 
-from lvmlab import paths
-from lvmlab.device import default_device
-from lvmlab.evaluate import Job, Scorer, answer, picture
-from lvmlab.lvm import LVM
-from lvmlab.prompting import Prefilled, complete_tokens
-from lvmlab.speculative import speculate
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.evaluation.scoring import Job, Scorer, answer, picture
+from lvmlab.model.lvm import LVM
+from lvmlab.model.prompting import Prefilled, complete_tokens
+from lvmlab.model.speculative import speculate
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils import paths
+from lvmlab.utils.device import default_device
 
 N, EXAMPLES, REPEATS = 64, 3, 5  # tokens an answer, pairs in a prompt
 DRAFTS = ("mini-student-kd", "mini-student")  # the first that ships drafts for mini-teacher

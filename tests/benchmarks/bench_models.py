@@ -12,20 +12,21 @@ from bench_rows import Row, entry, interleaved, median, rates, synchronise
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvmlab import paths, tasks
-from lvmlab.attention import by_blocks
-from lvmlab.cost import forward_flops, seconds_here
-from lvmlab.device import default_device, precision
-from lvmlab.evaluate import Job, Scorer, answer, encoded, picture
-from lvmlab.images import from_uint8
-from lvmlab.lvm import LVM, SHAPES, cross_entropy
-from lvmlab.lvm_train import SHARES, Recipe, weights
-from lvmlab.muon import Muon
-from lvmlab.prompting import complete_tokens
-from lvmlab.sentences import PAIRS, sentence
-from lvmlab.tokenizer import Tokenizer
-from lvmlab.train import TrainConfig, train
-from lvmlab.vqgan import VQGAN
+from lvmlab.evaluation.scoring import Job, Scorer, answer, encoded, picture
+from lvmlab.model.lvm import LVM, SHAPES, cross_entropy
+from lvmlab.model.prompting import complete_tokens
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.tokenizer.vqgan import VQGAN
+from lvmlab.training.cost import forward_flops, seconds_here
+from lvmlab.training.cpu_attention import by_blocks
+from lvmlab.training.loop import TrainConfig, train
+from lvmlab.training.lvm import SHARES, Recipe, weights
+from lvmlab.training.muon import Muon
+from lvmlab.utils import paths
+from lvmlab.utils.device import default_device, precision
+from lvmlab.utils.images import from_uint8
+from lvmlab.world import tasks
+from lvmlab.world.sentences import PAIRS, sentence
 
 TOKENS, SENTENCES, STEPS = 64, 4, 5  # tokens a picture; sentences of 8 pairs a step: 4096 tokens; steps measured
 PICTURES, PROMPTS = 256, 50  # encoded for the speed and the share of equal tokens; answered for the skill
@@ -152,7 +153,7 @@ def peak() -> float:
 
 def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: int = PAIRS, n: int = TOKENS, sentences: int = SENTENCES,
              sides: tuple[str, ...] = ("plain", "stock")):
-    """The rows of a shape's training step: the real loop of `lvmlab.train`, which between its steps lets the others take theirs."""
+    """The rows of a shape's training step: the real loop of `lvmlab.training.loop`, which between its steps lets the others take theirs."""
     name, lvm = f"train.{shape}", LVM.from_shape(shape)
     loops = {side: Loop(lvm, tuned=side == "stock") for side in sides}
     length = 2 * pairs * n
@@ -185,7 +186,7 @@ def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: 
     speed = {side: per_step / median(seconds) for side, seconds in taken.items()}
     kind = f"random tokens, sentences of {pairs} pairs, {per_step} tokens a step, median of {STEPS} steps taken in turn"
     yield rates(name, speed["ours"], speed["plain"], "tokens/s", limit,
-                f"the loop of lvmlab.train itself (weighted loss, {precision()}, fused AdamW, clipping; its own items a second, without log and "
+                f"the loop of lvmlab.training.loop itself (weighted loss, {precision()}, fused AdamW, clipping; its own items a second, without log and "
                 f"checkpoint) against transformers' loss in fp32, AdamW neither fused nor foreach, clipping; {kind}")
     stock = "bf16 autocast" if precision() == "bf16" else "fp32 (the probe: bf16 is slower here)"
     best = max(loops, key=speed.get)
@@ -193,7 +194,7 @@ def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: 
                 f"against transformers' loss in {stock} with fused AdamW, eager{'' if best == 'stock' else '; the plain loop was faster and counts'}")
     estimate, real = seconds_here(SHAPES[shape], length, per_step), median(taken["ours"])
     yield Row(f"{name}/cost", estimate, real, max(estimate / real, real / estimate), "s a step", 1.2,
-              "lvmlab.cost's estimate of a step on this machine, from one layer and two, against that step; the ratio is of the larger to the other",
+              "lvmlab.training.cost's estimate of a step on this machine, from one layer and two, against that step; the ratio is of the larger to the other",
               "ratio, at most")
     if share:
         flops, most = 3 * forward_flops(SHAPES[shape], length) * speed["ours"], peak()
@@ -240,7 +241,7 @@ def losses(row: str, name: str, tokens: int) -> Row:
 
     taken = interleaved(row, {"ours": ours, "torch": theirs}, STEPS)
     return rates(row, 1 / median(taken["ours"]), 1 / median(taken["torch"]), "losses/s", None,
-                 f"lvmlab.lvm.cross_entropy against torch's linear_cross_entropy in chunks, {tokens} tokens at the width and codes of {name}, "
+                 f"lvmlab.model.lvm.cross_entropy against torch's linear_cross_entropy in chunks, {tokens} tokens at the width and codes of {name}, "
                  f"{str(dtype)[6:]}, forward and backward, median of {STEPS}")
 
 
@@ -256,7 +257,7 @@ def muon():
         found[side] = Muon(matrices, LR, dtype=dtype) if side == "ours" else torch.optim.Muon(matrices, LR, adjust_lr_fn="match_rms_adamw")
     taken = interleaved("train.muon", {side: optimizer.step for side, optimizer in found.items()}, STEPS)
     yield rates("train.muon", 1 / median(taken["ours"]), 1 / median(taken["torch"]), "steps/s", 1.0,
-                f"lvmlab.muon, matrices of one shape together in {precision()}, against torch.optim.Muon, one by one in bf16; median of {STEPS}")
+                f"lvmlab.training.muon, matrices of one shape together in {precision()}, against torch.optim.Muon, one by one in bf16; median of {STEPS}")
 
 
 @entry("complete.answers")

@@ -8,10 +8,10 @@ import torch
 from bench_rows import Row, entry, interleaved, rates
 from torch import Tensor, nn
 
-from lvmlab import probe
-from lvmlab.device import default_device, precision
-from lvmlab.images import from_uint8
-from lvmlab.labelled import Labelled
+from lvmlab.data.labelled import Labelled
+from lvmlab.evaluation import probing as probe
+from lvmlab.utils.device import default_device, precision
+from lvmlab.utils.images import from_uint8
 
 MODEL, PICTURES, BATCH = "vit_tiny_patch16_224", 128, 64
 MANY, PLACES, WIDTH, CLASSES, EPOCHS, HEADS = 20_000, 64, 192, 25, 20, 4

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm.auto import tqdm
 
-from lvmlab.device import default_device, describe, precision
+from lvmlab.utils.device import default_device, describe, precision
 
 ENTRIES: dict[str, Callable[[], Iterator["Row"]]] = {}
 JUDGED = {  # how a row is held to its limit
@@ -84,8 +84,8 @@ def interleaved(desc: str, calls: dict[str, Callable[[], object]], repeats: int,
 
 
 def rendered_by(job: tuple) -> int:
-    """Renders a job of lvmlab.store and returns the process that did: shows which workers of a pool are warm."""
-    from lvmlab.worlds import render as rendered
+    """Renders a job of lvmlab.data.store and returns the process that did: shows which workers of a pool are warm."""
+    from lvmlab.data.mini_world import render as rendered
 
     rendered(job)
     return os.getpid()

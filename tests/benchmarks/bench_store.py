@@ -13,17 +13,17 @@ import torch
 from bench_rows import Row, entry, interleaved, rates
 from PIL import Image
 
-from lvmlab.datasets import paired_folder
-from lvmlab.device import precision
-from lvmlab.store import Rows, Store, build, save_table
-from lvmlab.tokenfiles import export_tokens
-from lvmlab.tokenizer import Tokenizer
+from lvmlab.data.readers import paired_folder
+from lvmlab.data.store import Rows, Store, build, save_table
+from lvmlab.data.token_files import export_tokens
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils.device import precision
 
 ROWS, LENGTH, CODES, BATCH, BATCHES = 20_000, 512, 8192, 64, 40
 MANY, PART = 10_000_000, 100_000  # rows of the large store; the rows of one part, which is linked as often as is needed
 MEMORY = """
 import re, sys
-from lvmlab.store import Store
+from lvmlab.data.store import Store
 store = Store(sys.argv[1])
 for step in range(50):
     store.batch(step, 64, 1, {"pairs": 1.0}, 0)

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from bench_rows import Row, entry, interleaved, median
 
-from lvmlab.device import default_device, precision
-from lvmlab.distill import Objective, criterion
-from lvmlab.lvm import LVM, cross_entropy
-from lvmlab.teacher import Frozen, freeze, said, write_cache
-from lvmlab.train import read_log
+from lvmlab.distillation.objectives import Objective, criterion
+from lvmlab.distillation.teacher import Frozen, freeze, said, write_cache
+from lvmlab.model.lvm import LVM, cross_entropy
+from lvmlab.training.loop import read_log
+from lvmlab.utils.device import default_device, precision
 
 SENTENCES, LENGTH, STEPS, KILLS = 64, 512, 10, 10
 STEP = """
 import re, sys, torch
-from lvmlab.lvm import LVM
+from lvmlab.model.lvm import LVM
 lean = sys.argv[1] == "lean"
 lvm = LVM.from_shape("300m").train()
 if lean:

@@ -1,0 +1,60 @@
+"""The demonstration: the first held-out prompts of each trained task, answered, scored and drawn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from lvmlab.evaluation.scoring import Job, Scorer, draw
+from lvmlab.evaluation.scoring import prompts as prompts_of
+from lvmlab.lab.plots.prompts import sheet
+from lvmlab.lab.plots.scores import table
+from lvmlab.model.lvm import LVM
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils import images
+from lvmlab.utils.files import atomic, write_file
+from lvmlab.world import tasks
+from lvmlab.world.sentences import Sentence
+from lvmlab.world.tasks import Pair
+
+
+def run_demo(models: dict[str, LVM], out: str | Path, *, prompts: int = 16, image: str | Path | None = None, shown: int | None = None) -> str:
+    """Answers ``prompts`` test prompts of each trained task; writes scores.json and answers.png to ``out``; the table.
+
+    ``image``: a picture of the user's, asked about first (so that a bad file costs no time), drawn to yours.png.
+    """
+    out, tokenizer = Path(out), Tokenizer.from_pretrained("mini")
+    for lvm in models.values():
+        lvm.check_fits(tokenizer)
+    if image is not None:
+        yours(image, models, tokenizer, out / "yours.png")
+    rows, blocks = [], []
+    for name in tasks.TRAINED:
+        scorer = Scorer(Job(name, prompts=prompts), tokenizer)
+        drawn = [{} for _ in scorer.sentences]
+        for model, lvm in models.items():
+            pictures = draw(lvm, tokenizer, scorer.sentences)
+            rows += scorer.rows(scorer.scores(pictures), model, 0.0)
+            for place, picture in zip(drawn, pictures, strict=True):
+                place[model.removeprefix("mini-")] = picture
+        blocks.append((f"{name}: {scorer.task.metric}", scorer.sentences[:shown], drawn[:shown]))
+    write_file(out / "scores.json", json.dumps(rows, indent=1) + "\n")
+    with atomic(out / "answers.png") as temporary:
+        sheet(blocks).save(temporary, format="png")
+    return table(rows, f"first {prompts} test prompts of each trained task") + f"\nwrote {out / 'scores.json'} and {out / 'answers.png'}"
+
+
+def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: Path) -> None:
+    """The user's picture after the examples of the first test prompt of segmentation, in each model's answer."""
+    asked = ask_yours(path, tokenizer)
+    answers = {name: draw(lvm, tokenizer, [asked])[0] for name, lvm in models.items()}
+    with atomic(out) as temporary:
+        sheet([("your picture (no truth is known)", [asked], [answers])], columns=1, scale=2).save(temporary, format="png")
+    print(f"wrote {out}")
+
+
+def ask_yours(path: str | Path, tokenizer: Tokenizer, task: str = "segmentation", index: int = 0) -> Sentence:
+    """A picture file after the examples of a test prompt; its truth, which nobody knows, is left white."""
+    picture = images.to_uint8(images.load(path, tokenizer.size))
+    prompt = prompts_of(Job(task, prompts=index + 1))[index]
+    return Sentence(prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))])

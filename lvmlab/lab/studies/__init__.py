@@ -1,0 +1,16 @@
+"""Experiments, one file each, kept as runs by `lvmlab.lab.runs`: each has a STUDY, its name, and compute(config); what they share is in `common`."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def of(study: str) -> ModuleType:
+    """The file of a study by its name. Raises ValueError that lists them."""
+    known = {}
+    for found in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        known |= {module.STUDY: module} if hasattr(module, "STUDY") else {}
+    if study not in known:
+        raise ValueError(f"{study!r} is no study that can be computed here: choose from {', '.join(known)}")
+    return known[study]

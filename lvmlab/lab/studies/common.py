@@ -1,0 +1,131 @@
+"""What the studies share: scores of one training on fixed prompts, rows kept as they are finished, intervals over seeds, captions."""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from lvmlab.evaluation import scoring as evaluate
+from lvmlab.lab import runs
+from lvmlab.model.lvm import LVM, Shape
+from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.utils.files import write_file
+
+MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters: what most studies train
+Scorers = dict[str, evaluate.Scorer]
+
+
+def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParser:
+    """The command line of a study: --scale, --compiled, and which of its parts, all by default."""
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    made.add_argument("--scale", choices=tuple(scales), default="study")
+    made.add_argument("--compiled", action="store_true", help="layers under torch.compile")
+    made.add_argument(what, nargs="*", help=f"names of {what}; all by default")
+    return made
+
+
+def main(doc: str, scales: dict, what: str, names: Iterable[str], one: Callable[..., dict], say: Callable[[dict], object]) -> None:
+    """The command line of a study: computes what is not stored, part by part, ships it and prints what there is to ``say`` of all."""
+    args = parser(doc, scales, what).parse_args()
+    print(say(shipped(getattr(args, what) or names, lambda name: one(name, scales[args.scale], compiled=args.compiled))))
+
+
+def shipped(names: Iterable[str], one: Callable[[str], dict]) -> dict[str, dict]:
+    """{name: its run}: computed where it is not stored, shipped as soon as it is done, and named."""
+    found = {}
+    for name in names:
+        found[name] = one(name)
+        print(runs.promote(found[name]["name"]))
+    return found
+
+
+def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % t interval; without a spread to go by (one seed) the interval is infinite."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def kept(path: Path, compute: Callable[[], dict]) -> dict:
+    """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was stopped goes on so."""
+    if not path.exists():
+        row = compute()
+        write_file(path, json.dumps(row))
+    return json.loads(path.read_text())
+
+
+def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer) -> Scorers:
+    """The first prompts of each task, after three examples."""
+    return {task: evaluate.Scorer(evaluate.Job(task, prompts=prompts, split=split), tokenizer) for task in tasks}
+
+
+def losses(lvm: LVM, asked: Scorers, first: int | None = None) -> dict[str, float]:
+    """Cross entropy of the answers to the ``first`` prompts (None: all), in nats a token: a point of a curve."""
+    return {task: float(evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens)[0].mean()) for task, scorer in asked.items()}
+
+
+def scored(lvm: LVM, asked: Scorers, *, name: str = "", shown: int = 0) -> dict:
+    """{scores: rows of the evaluation, losses: {task: cross entropy, accuracy, perplexities}, answers: tokens to the ``shown`` first prompts}."""
+    scores, final, answers = [], {}, {}
+    for task, scorer in asked.items():
+        tokenizer = scorer.tokenizer
+        tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens)
+        answers[task] = tokens[:shown].tolist()
+        row = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), name, 0.0)[0]
+        scores.append({k: row[k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")})
+        cost, right = evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens)
+        final[task] = evaluate.perplexities(cost) | {"accuracy": float(right.mean())}
+    return {"scores": scores, "losses": final, "answers": answers}
+
+
+def skills(record: dict, task: str) -> np.ndarray:
+    """Of every seed, (seeds,)."""
+    return np.array([s["skill"] for row in record["result"] for s in row["scores"] if s["task"] == task])
+
+
+def final_losses(record: dict, task: str, measure: str = "cross entropy") -> np.ndarray:
+    """Cross entropy of the answers in nats a token, or another measure of `scored`'s losses, of every seed."""
+    return np.array([row["losses"][task][measure] for row in record["result"]])
+
+
+def markdown(*lines: Sequence[str]) -> str:
+    """A table of lines of cells, the first its head."""
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
+
+
+def table(records: dict[str, dict], tasks: Sequence[str]) -> str:
+    """A line an arm, in Markdown: cross entropy of each task's answers in nats a token, with its 95 % t interval over seeds, and the mean skill."""
+    lines = [["arm", *(cell for task in tasks for cell in (f"{task}: nats (95 %)", "skill"))]]
+    for name, record in records.items():
+        lines.append([name])
+        for task in tasks:
+            told = task in record["result"][0]["losses"]  # else it is an arm of a single task
+            lines[-1] += ["{:.2f} ({:.2f} to {:.2f})".format(*across_seeds(final_losses(record, task))) if told else "",
+                          f"{skills(record, task).mean():.2f}" if told else ""]
+    return markdown(*lines)
+
+
+def answers(record: dict, task: str) -> torch.Tensor:
+    """The first seed's answers to the first prompts: tokens (shown, answers, N), as `lvmlab.evaluation.scoring.picture` draws them."""
+    return torch.tensor(record["result"][0]["answers"][task])
+
+
+def provenance(records: dict[str, dict]) -> str:
+    """What a caption has to say of stored runs."""
+    rows = [row for record in records.values() for row in record["result"]]
+    first, commits = next(iter(records.values())), sorted({record["commit"] for record in records.values()})
+    setting = first["config"]["setting"]
+    precisions = ", ".join(sorted({row.get("precision", "fp32") for row in rows}))
+    sizes = sorted({row["tokens"] for row in rows if "tokens" in row} or {setting["steps"] * setting.get("tokens", setting.get("batch"))})
+    read = " to ".join(f"{n:,}" for n in sizes[:: max(1, len(sizes) - 1)]) + (" tokens" if "tokens" in setting else " pictures")
+    return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {read} a "
+            f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, "
+            f"torch {first['versions']['torch']}")

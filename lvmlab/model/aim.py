@@ -1,0 +1,256 @@
+"""Autoregression over patches of pixels (AIM, arXiv 2401.08541): shapes, pre-training loss, features of every block.
+
+A picture is a row of patches in raster order; each foretells the next one's pixels. In pre-training a prefix of random length is read both ways and
+everything after it causally; used for its features the trunk reads both ways throughout. Names of parameters are those of the release, so that its
+weights load as they are. The variant ``block="llama"`` puts LLaMA's layers in the trunk's place: second-hand reports say that DeLVM's ImageNet
+model is such a one; its code was never released, so this recipe is ours.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as TF
+from transformers import LlamaConfig, LlamaModel
+
+from lvmlab.model import pretrained_aim as aim
+from lvmlab.utils import paths
+from lvmlab.utils.checkpoints import compared, read_config, read_state, weights_in
+from lvmlab.utils.checks import check_fields
+from lvmlab.utils.device import default_device
+from lvmlab.utils.files import atomic, write_file
+
+KIND, CONFIG, WEIGHTS = "lvmlab-patchlm", "config.json", "model.safetensors"
+EPS = 1e-6
+BLOCKS = ("aim", "llama")
+ORDERS = ("raster", "random")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: what the release was trained on
+
+
+@dataclass(frozen=True)
+class PatchShape:
+    """width, blocks, heads of the trunk; ``patch`` pixels a side of pictures of ``size``. inner: of the MLPs, None: 4 x width.
+
+    head_blocks, head_width: of the MLP head that pre-training alone has; 0 blocks: one linear layer (the ablation of the paper's table 6).
+    prefix: False is plain causal attention (its table 5's ablation). Raises ValueError that names the field.
+    """
+
+    width: int
+    blocks: int
+    heads: int
+    patch: int = 14
+    size: int = 224
+    inner: int | None = None
+    head_blocks: int = 12
+    head_width: int = 2048
+    block: str = "aim"
+    order: str = "raster"
+    prefix: bool = True
+
+    def __post_init__(self):
+        check_fields(
+            self, width=(self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"), blocks=(self.blocks >= 1, "at least 1"),
+            size=(self.size % self.patch == 0, f"a multiple of patch={self.patch}"), head_blocks=(self.head_blocks >= 0, "0 (linear) or more"),
+            block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"), order=(self.order in ORDERS, f"one of {', '.join(ORDERS)}"))
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side."""
+        return self.size // self.patch
+
+
+SHAPES = {"aim-600m": PatchShape(1536, 24, 12), "aim-1b": PatchShape(2048, 24, 16), "aim-3b": PatchShape(3072, 24, 24),
+          "aim-7b": PatchShape(4096, 32, 32), "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
+          "aim-mini-llama": PatchShape(192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"),
+          "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama")}
+
+
+class PatchLM(nn.Module):
+    """A trunk over patches.
+
+        model = PatchLM.from_shape("aim-mini", seed=0)
+        model.loss(images, generator).backward()     # images (B, 3, S, S) in [0, 1]
+        model.features(images)                       # a list of (B, N, width), one of each block
+    """
+
+    def __init__(self, shape: PatchShape):
+        super().__init__()
+        self.shape, self.probe = shape, {}
+        self.preprocessor = nn.ModuleDict({"patchifier": Patchifier(shape)})
+        self.trunk = LlamaTrunk(shape) if shape.block == "llama" else Trunk(shape)
+        self.predictor = Predictor(shape)
+        order = torch.arange(shape.grid**2)
+        if shape.order == "random":  # one order, drawn once, for all pictures: section 5 of the paper
+            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("order", order, persistent=False)
+
+    @classmethod
+    def from_shape(cls, shape: str | PatchShape, seed: int = 0) -> "PatchLM":
+        """Fresh weights; the same seed gives the same ones. Raises ValueError for an unknown name."""
+        if isinstance(shape, str) and shape not in SHAPES:
+            raise ValueError(f"{shape!r} is no shape: choose from {', '.join(SHAPES)}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(SHAPES[shape] if isinstance(shape, str) else shape)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: torch.device | str | None = None) -> "PatchLM":
+        """Trained weights, in evaluation mode: a shipped name, a folder of `save_pretrained`, or AIM's release (a folder or its backbone's file).
+
+        The release holds no head of pre-training: it then starts afresh. ``probe`` has the release's own attentive probe where its file is
+        there. Raises CheckpointError with all missing, unexpected and misshapen keys; executes no code from the checkpoint.
+        """
+        path = next((p for p in (Path(path), paths.assets() / "models" / str(path)) if p.exists()), Path(path))
+        own = path / CONFIG
+        config = read_config(own) if own.is_file() else {}
+        if config.get("model_type") == KIND:
+            model = cls.from_shape(PatchShape(**config["shape"]))
+            state, probe = read_state(weights_in(path, WEIGHTS)), {}
+        else:
+            fields, state, probe = aim.find(path)
+            model = cls.from_shape(PatchShape(**fields))
+            state |= {k: v for k, v in model.state_dict().items() if k.startswith("predictor.")}
+        model.load_state_dict(compared(state, model.state_dict(), path))
+        model.probe = probe
+        return model.to(device or default_device()).eval()
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Writes model.safetensors and at last config.json, each whole or not at all."""
+        state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
+        with atomic(Path(folder) / WEIGHTS) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
+        write_file(Path(folder) / CONFIG, json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to patches with their places, (B, N, width), in raster order. Raises ValueError."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.shape.patch or images.shape[3] % self.shape.patch:
+            raise ValueError(f"images have shape {tuple(images.shape)}: give (B, 3, H, W), multiples of the patch of {self.shape.patch} px")
+        height, width = (side // self.shape.patch for side in images.shape[2:])
+        patches = self.preprocessor["patchifier"](TF.normalize(images, MEAN, STD))
+        return patches + places(height, width, patches.shape[2]).to(patches)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The output of every block, (B, N, width) each, read both ways: without the last norm, as AIM's probe takes them."""
+        return self.trunk(self.embedded(images), None)
+
+    def forward(self, images: Tensor, prefix: Tensor) -> Tensor:
+        """Images (B, 3, S, S) and the length of each one's prefix (B,) to what `loss` returns: for DDP, which wants a forward."""
+        patches = self.embedded(images)[:, self.order]
+        steps = torch.arange(patches.shape[1], device=patches.device)
+        mask = (steps[:, None] >= steps) | (steps < prefix[:, None, None])  # (B, N, N): query, key
+        hidden = self.trunk.norm(self.trunk(patches, mask[:, None])[-1])
+        outside = steps[1:] >= prefix[:, None]  # (B, N - 1)
+        found = self.predictor(hidden[:, :-1][outside])  # each place foretells the next: the head sees only what counts
+        return F.mse_loss(found, self.targets(images)[:, self.order][:, 1:][outside])
+
+    def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the normalised pixels of the next patch, outside the prefix (section 3): a scalar, 1 if nothing is known."""
+        return self(images, self.prefixes(len(images), generator).to(images.device))
+
+    def prefixes(self, count: int, generator: torch.Generator) -> Tensor:
+        """Lengths of prefixes, uniform from 1 to all patches but one: (count,). At least the first patch is read before anything is foretold, and
+        no more in plain causal attention, which foretells all others."""
+        return torch.randint(1, self.shape.grid**2 if self.shape.prefix else 2, (count,), generator=generator)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """Pixels of each patch, of mean 0 and variance 1 in it: (B, N, 3 * patch^2), raster order."""
+        patches = F.unfold(images, self.shape.patch, stride=self.shape.patch).mT  # (B, N, 3 * p * p)
+        return (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True, unbiased=False) + EPS).sqrt()
+
+
+def places(height: int, width: int, channels: int) -> Tensor:
+    """Fixed 2D sines and cosines (height * width, channels): the first half tells the column, the second the row."""
+    rate = 10_000 ** (-torch.arange(channels // 4) / (channels // 4))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    angles = [place.flatten()[:, None] * rate for place in (columns, rows)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
+
+
+class Patchifier(nn.Module):
+    def __init__(self, shape: PatchShape):
+        super().__init__()
+        self.proj = nn.Conv2d(3, shape.width, shape.patch, shape.patch)
+        self.norm = nn.LayerNorm(shape.width, EPS)
+        nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.proj(images).flatten(2).mT)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and GELU MLP, no biases."""
+
+    def __init__(self, shape: PatchShape):
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.LayerNorm(shape.width, EPS), nn.LayerNorm(shape.width, EPS)
+        self.attn = Attention(shape.width, shape.heads, qkv_bias=False, proj_bias=False)
+        self.mlp = Mlp(shape.width, shape.inner or 4 * shape.width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.norm_1(x), attn_mask=mask)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Trunk(nn.Module):
+    """AIM's."""
+
+    def __init__(self, shape: PatchShape):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.blocks))
+        self.post_trunk_norm = nn.LayerNorm(shape.width, EPS)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """Every block's output. mask: (B, 1, N, N), True where a query sees a key; None: everywhere."""
+        found = []
+        for block in self.blocks:
+            found.append(block(found[-1] if found else x, mask))
+        return found
+
+    def norm(self, x: Tensor) -> Tensor:
+        return self.post_trunk_norm(x)
+
+
+class LlamaTrunk(nn.Module):
+    """LLaMA's layers; its rotary positions go along the row of patches, beside the fixed ones."""
+
+    def __init__(self, shape: PatchShape):
+        super().__init__()
+        self.llama = LlamaModel(LlamaConfig(
+            hidden_size=shape.width, num_hidden_layers=shape.blocks, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
+            intermediate_size=shape.inner or 4 * shape.width, vocab_size=1, bos_token_id=None, eos_token_id=None,
+            pad_token_id=None, attn_implementation="sdpa"))  # fmt: skip
+        del self.llama.embed_tokens
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
+        mask = x.new_ones(len(x), 1, x.shape[1], x.shape[1], dtype=torch.bool) if mask is None else mask
+        positions = self.llama.rotary_emb(x, torch.arange(x.shape[1], device=x.device)[None])
+        found = []
+        for layer in self.llama.layers:
+            found.append(layer(found[-1] if found else x, attention_mask=mask, position_embeddings=positions))
+        return found
+
+    def norm(self, x: Tensor) -> Tensor:
+        return self.llama.norm(x)
+
+
+class Predictor(nn.Module):
+    """The head of pre-training (section 3.2): residual MLPs that see one place alone, so that the trunk need not end in pixels."""
+
+    def __init__(self, shape: PatchShape):
+        super().__init__()
+        width = shape.head_width if shape.head_blocks else shape.width
+        self.widen = nn.Linear(shape.width, width) if shape.head_blocks else nn.Identity()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width, EPS), Mlp(width, width)) for _ in range(shape.head_blocks))
+        self.pixels = nn.Linear(width, 3 * shape.patch**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.widen(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.pixels(x)

@@ -1,0 +1,39 @@
+"""Edges: the scene's contours, white on black. Never trained. Scored by F with one pixel of tolerance."""
+
+import numpy as np
+
+from lvmlab.world import scenes
+from lvmlab.world.tasks.base import Pair, Task, to_uint8
+
+SIGMA = 1.5  # of Canny's smoothing, in pixels at 64 px
+
+
+def _near(mask: np.ndarray, pixels: int = 1) -> np.ndarray:
+    from scipy.ndimage import binary_dilation
+
+    return binary_dilation(mask, np.ones((3, 3), bool), iterations=pixels)
+
+
+class Edges(Task):
+    name, metric, kind = "edges", "F", 3
+
+    def pair(self, sources, split, size, encoding, rng) -> Pair:
+        from skimage.feature import canny
+
+        scene = scenes.objects_scene(sources, split, size, rng)
+        edges = canny(scene.image.mean(-1), sigma=SIGMA * size / 64)
+        label = np.repeat((_near(edges, size // 64) * np.uint8(255))[..., None], 3, -1)
+        return Pair(to_uint8(scene.image), label, {"edges": edges}, scene.photograph)
+
+    def score(self, answer, pair, encoding) -> dict[str, float]:
+        """Boundary F-score: the answer's strokes thinned to lines, matched within one pixel."""
+        from skimage.morphology import thin
+
+        lines, truth = thin(answer.astype(np.float32).mean(-1) > 127), pair.truth["edges"]
+        if not lines.any() or not truth.any():
+            return {"F": float(lines.any() == truth.any())}
+        precision, recall = (lines & _near(truth)).sum() / lines.sum(), (truth & _near(lines)).sum() / truth.sum()
+        return {"F": float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0}
+
+    def floors(self, examples, query, encoding):
+        return super().floors(examples, query, encoding) | {"constant": np.full_like(query.image, 255)}

@@ -1,0 +1,36 @@
+"""Motion: objects bounce over a still photograph; the next frame is asked for. A sentence is one clip, two frames a pair."""
+
+import numpy as np
+
+from lvmlab.world import scenes
+from lvmlab.world.tasks.base import Pair, to_uint8
+from lvmlab.world.tasks.restoration import Restoration
+
+SPEED = (0.12, 0.26)  # of the picture's side, a frame
+AREA = (0.08, 0.25)  # larger than the law's lower bound, so that standing still is a poor answer
+
+
+class Motion(Restoration):
+    name, trained, sequence = "motion", True, True
+
+    def pair(self, sources, split, size, encoding, rng) -> Pair:
+        return self.sentence(sources, split, size, encoding, 1, rng)[0]
+
+    def sentence(self, sources, split, size, encoding, pairs, rng) -> list[Pair]:
+        image, name = scenes.background(sources, split, size, rng)
+        bounced = []
+        for _ in range(rng.integers(1, 4)):
+            layer = scenes.place(sources.pick("objects", split, rng), size, rng.uniform(*AREA), rng)
+            free = np.maximum([size - layer.shape[1], size - layer.shape[0]], 1)
+            angle = rng.uniform(0, 2 * np.pi)
+            speed = rng.uniform(*SPEED) * size * np.array([np.cos(angle), np.sin(angle)])
+            bounced.append((layer, free, rng.uniform(0, free), speed))
+        frames = []
+        for step in range(2 * pairs):
+            frame = image.copy()
+            for layer, free, start, speed in bounced:
+                # reflection at both walls: a triangle wave of period 2 * free
+                x, y = (int(round(p)) for p in free - np.abs((start + step * speed) % (2 * free) - free))
+                scenes.paste(frame, layer, x, y)
+            frames.append(to_uint8(frame))
+        return [Pair(frames[2 * i], frames[2 * i + 1], {}, name) for i in range(pairs)]
