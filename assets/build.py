@@ -1,6 +1,8 @@
-"""Builds mini-world's assets again from public packages: `python assets/build.py [photographs] [objects] [bodies]`.
+"""Builds mini-world's assets again from public packages: `python assets/build.py [photographs] [objects]
+[bodies]`.
 
-Needs apt-get (Debian), npm and `pip install -e .[assets]`. Writes `assets/world/*.parquet` and `assets/CREDITS.md`.
+Needs apt-get (Debian), npm and `pip install -e .[assets]`. Writes `assets/world/*.parquet` and
+`assets/CREDITS.md`.
 mini-world-v1 is frozen: a build that gives other bytes is a new version of the world.
 """
 
@@ -24,9 +26,16 @@ def credits(folder: Path) -> str:
     lines = [HEAD]
     for part in PARTS:
         rows = json.loads((folder / f"credits-{part}.json").read_text())
-        lines += [f"\n## {part.capitalize()} (`assets/world/{part}.parquet`)\n", "| file | author | licence | origin |", "|---|---|---|---|"]
+        lines += [
+            f"\n## {part.capitalize()} (`assets/world/{part}.parquet`)\n",
+            "| file | author | licence | origin |",
+            "|---|---|---|---|",
+        ]
         for row in rows:
-            cells = (str(row[k]).replace("|", "/").replace("\n", " ") for k in ("file", "author", "licence", "origin"))
+            cells = (
+                str(row[k]).replace("|", "/").replace("\n", " ")
+                for k in ("file", "author", "licence", "origin")
+            )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

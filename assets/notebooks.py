@@ -1,6 +1,8 @@
-"""What each notebook takes here, as in the README's table: `python assets/notebooks.py [NOTEBOOK ...]` runs them and prints time and memory.
+"""What each notebook takes here, as in the README's table: `python assets/notebooks.py [NOTEBOOK ...]` runs
+them and prints time and memory.
 
-Time is from the kernel's start to its last cell; memory the highest sum over the kernel and all processes it started, looked at five times a second.
+Time is from the kernel's start to its last cell; memory the highest sum over the kernel and all processes it
+started, looked at five times a second.
 """
 
 import sys
@@ -35,12 +37,16 @@ def measure(path: Path) -> tuple[float, float]:
 
     def watch() -> None:
         while not ended.wait(0.2):
-            highest.append(resident(psutil.Process()) - before)  # what came after the start is the kernel and its own
+            highest.append(
+                resident(psutil.Process()) - before
+            )  # what came after the start is the kernel and its own
 
     watcher, start = threading.Thread(target=watch), time.perf_counter()
     watcher.start()
     try:
-        NotebookClient(nbformat.read(path, 4), timeout=3600, resources={"metadata": {"path": path.parent}}).execute()
+        NotebookClient(
+            nbformat.read(path, 4), timeout=3600, resources={"metadata": {"path": path.parent}}
+        ).execute()
     finally:
         ended.set()
         watcher.join()

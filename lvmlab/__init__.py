@@ -9,8 +9,13 @@ The names below are imported when first used, so that `import lvmlab` stays as l
 import importlib
 
 __version__ = "0.1.0"
-_HOMES = {"Tokenizer": "lvmlab.tokenizer.tokenizer", "LVM": "lvmlab.model.lvm", "Prompt": "lvmlab.model.prompting", "complete": "lvmlab.model.prompting",
-          "sentence": "lvmlab.world.sentences"}
+_HOMES = {
+    "Tokenizer": "lvmlab.tokenizer.tokenizer",
+    "LVM": "lvmlab.model.lvm",
+    "Prompt": "lvmlab.model.prompting",
+    "complete": "lvmlab.model.prompting",
+    "sentence": "lvmlab.world.sentences",
+}
 __all__ = ["__version__", *_HOMES]
 
 

@@ -18,16 +18,26 @@ def _models(names: tuple[str, ...]) -> dict:
 
     names = names or shipped()
     if not names:
-        raise ValueError("no model is shipped: give --models FOLDER, or train one with `python -m lvmlab train`")
+        raise ValueError(
+            "no model is shipped: give --models FOLDER, or train one with `python -m lvmlab train`"
+        )
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
     return {Path(name).name: LVM.from_pretrained(name, dtype=dtype) for name in names}
 
 
-def demo(image: Path | None = None, out: Path = Path("runs/demo"), models: tuple[str, ...] = (), prompts: int = 16, shown: int | None = None) -> None:
-    """Prompts the shipped models on held-out pictures; prints a table, writes OUT/scores.json and OUT/answers.png.
+def demo(
+    image: Path | None = None,
+    out: Path = Path("runs/demo"),
+    models: tuple[str, ...] = (),
+    prompts: int = 16,
+    shown: int | None = None,
+) -> None:
+    """Prompts the shipped models on held-out pictures; prints a table, writes OUT/scores.json and
+    OUT/answers.png.
 
     Args:
-        image: a picture of your own, asked for its segmentation after the first test prompt's examples (OUT/yours.png).
+        image: a picture of your own, asked for its segmentation after the first test prompt's examples
+            (OUT/yours.png).
         out: the folder written to.
         models: names of shipped models or folders; all shipped ones by default.
         prompts: how many of each task's test prompts, in their fixed order.
@@ -39,15 +49,22 @@ def demo(image: Path | None = None, out: Path = Path("runs/demo"), models: tuple
 
 
 def prompt(
-    examples: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE LABEL ...")]], query: Path,
-    out: Path = Path("runs/prompt.png"), model: str = "mini-teacher", answers: int = 4, greedy: bool = False, temperature: float = 1.0, seed: int = 0,
+    examples: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGE LABEL ...")]],
+    query: Path,
+    out: Path = Path("runs/prompt.png"),
+    model: str = "mini-teacher",
+    answers: int = 4,
+    greedy: bool = False,
+    temperature: float = 1.0,
+    seed: int = 0,
 ) -> None:
     """Answers a query picture after example pairs of your own pictures: IMAGE LABEL IMAGE LABEL ...
 
     Args:
         examples: the example pairs, pictures and labels in turn.
         query: the picture asked about.
-        out: where the answer is written: the mean of the sampled ones, then (where there are several) each of them.
+        out: where the answer is written: the mean of the sampled ones, then (where there are several) each of
+            them.
         model: name of a shipped model or a folder.
         answers: how many answers are sampled.
         greedy: take the likeliest token each time instead; one answer, nothing is sampled.
@@ -61,23 +78,41 @@ def prompt(
     from lvmlab.utils import images
 
     if len(examples) % 2 or not examples:
-        raise ValueError(f"{len(examples)} example pictures do not make pairs: give IMAGE LABEL for each example")
+        raise ValueError(
+            f"{len(examples)} example pictures do not make pairs: give IMAGE LABEL for each example"
+        )
     tokenizer = Tokenizer.from_pretrained("mini")
     lvm = _models((model,))[Path(model).name]
     loaded = [images.load(p, tokenizer.size) for p in examples]
     asked = Prompt(tuple(zip(loaded[::2], loaded[1::2], strict=True)), images.load(query, tokenizer.size))
-    options = {} if greedy else {"sample": True, "answers": answers, "temperature": temperature, "generator": torch.Generator().manual_seed(seed)}
+    options = (
+        {}
+        if greedy
+        else {
+            "sample": True,
+            "answers": answers,
+            "temperature": temperature,
+            "generator": torch.Generator().manual_seed(seed),
+        }
+    )
     drawn = complete(lvm, tokenizer, asked, **options).images[0, :, 0]  # (answers, 3, S, S)
     images.save(torch.cat([drawn.mean(0), *(drawn if len(drawn) > 1 else ())], -1), out)
     print(f"wrote {out}" + (f": the mean of {len(drawn)} answers, then each" if len(drawn) > 1 else ""))
 
 
-def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), prompts: int = 200, split: Literal["test", "val"] = "test") -> None:
-    """Scores models on mini-world's fixed prompts in every setting and condition; goes on where it was stopped.
+def evaluate(
+    models: tuple[str, ...] = (),
+    out: Path = Path("runs/evaluate"),
+    prompts: int = 200,
+    split: Literal["test", "val"] = "test",
+) -> None:
+    """Scores models on mini-world's fixed prompts in every setting and condition; goes on where it was
+    stopped.
 
     Args:
         models: names of shipped models or folders; all shipped ones by default.
-        out: rows go to OUT/scores.json, each finished job to OUT/parts, the worst answers to OUT/worst-MODEL.png.
+        out: rows go to OUT/scores.json, each finished job to OUT/parts, the worst answers to
+            OUT/worst-MODEL.png.
         prompts: how many prompts a task (a quarter of them for 1 to 7 examples and the control conditions).
         split: tune on val; test is for released models.
     """
@@ -103,16 +138,31 @@ def evaluate(models: tuple[str, ...] = (), out: Path = Path("runs/evaluate"), pr
         mine = [r for r in rows if r["model"] == name]
         print(f"\n{scores_markdown(mine)}\n\n{settings_markdown(mine)}\n")
         with atomic(out / f"worst-{name}.png") as temporary:
-            gallery(lvm, name, tokenizer, [Job(task, prompts=prompts, split=split) for task in tasks.TRAINED], out).save(temporary, format="png")
-        config = {"model": name, "weights": lvm.fingerprint(), "tokenizer": tokenizer.fingerprint, "prompts": prompts, "split": split,
-                  "answers": ANSWERS}
+            gallery(
+                lvm, name, tokenizer, [Job(task, prompts=prompts, split=split) for task in tasks.TRAINED], out
+            ).save(temporary, format="png")
+        config = {
+            "model": name,
+            "weights": lvm.fingerprint(),
+            "tokenizer": tokenizer.fingerprint,
+            "prompts": prompts,
+            "split": split,
+            "answers": ANSWERS,
+        }
         kept = runs.keep("evaluate", config, mine, time.perf_counter() - started)
         print(f"wrote {out / f'worst-{name}.png'} and the run {kept['name']}")
 
 
-def train_tokenizer(folder: Folder, steps: int = 3600, pictures: int = 20000, preset: str = "mini", lr: float = 1e-3,
-                    start: Path | None = None) -> None:
-    """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with lvmlab.training.tokenizer.export_tokenizer.
+def train_tokenizer(
+    folder: Folder,
+    steps: int = 3600,
+    pictures: int = 20000,
+    preset: str = "mini",
+    lr: float = 1e-3,
+    start: Path | None = None,
+) -> None:
+    """Trains a tokenizer on mini-world's training sources; resumes from FOLDER. Export it with
+    lvmlab.training.tokenizer.export_tokenizer.
 
     Args:
         folder: checkpoints, log and the rendered pictures go here.
@@ -127,15 +177,45 @@ def train_tokenizer(folder: Folder, steps: int = 3600, pictures: int = 20000, pr
     from lvmlab.training.tokenizer import train_tokenizer as fit
 
     counts = {"train": pictures, "val": max(200, pictures // 20)}
-    pools = {split: render_pool(folder / f"pictures-{split}.npy", split, count) for split, count in counts.items()}
-    fit(pools["train"], folder, preset=preset, config=TrainConfig(steps=steps, lr=lr, weight_decay=0.05), val_pool=pools["val"], start=start)
+    pools = {
+        split: render_pool(folder / f"pictures-{split}.npy", split, count) for split, count in counts.items()
+    }
+    fit(
+        pools["train"],
+        folder,
+        preset=preset,
+        config=TrainConfig(steps=steps, lr=lr, weight_decay=0.05),
+        val_pool=pools["val"],
+        start=start,
+    )
 
 
-def train(folder: Folder, shape: str | None = None, *, store: Path | None = None, tokenizer: str = "mini", schedule: Literal["lab", "delvm"] = "lab",
-          steps: int = 6000, tokens: int = 4096, pairs: int | None = None, lr: float | None = None, groups: int = 1200, start: str | None = None,
-          lora: int = 0, teacher: str | None = None, objective: str = "forward", temperature: float = 1.0, factored: bool = False,
-          checkpointing: bool = False, compiled: bool = False, precision: str = "auto", accumulation: int = 1, tracker: str = "tensorboard") -> None:
-    """Trains an LVM, alone or from a teacher; resumes from FOLDER; under `accelerate launch` on many devices. Export it with lvm_train.export_lvm.
+def train(
+    folder: Folder,
+    shape: str | None = None,
+    *,
+    store: Path | None = None,
+    tokenizer: str = "mini",
+    schedule: Literal["lab", "delvm"] = "lab",
+    steps: int = 6000,
+    tokens: int = 4096,
+    pairs: int | None = None,
+    lr: float | None = None,
+    groups: int = 1200,
+    start: str | None = None,
+    lora: int = 0,
+    teacher: str | None = None,
+    objective: str = "forward",
+    temperature: float = 1.0,
+    factored: bool = False,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    precision: str = "auto",
+    accumulation: int = 1,
+    tracker: str = "tensorboard",
+) -> None:
+    """Trains an LVM, alone or from a teacher; resumes from FOLDER; under `accelerate launch` on many devices.
+    Export it with lvm_train.export_lvm.
 
     Args:
         folder: checkpoints, log and, without --store, mini-world's token store go here.
@@ -148,7 +228,8 @@ def train(folder: Folder, shape: str | None = None, *, store: Path | None = None
         pairs: in a sentence; as many as the shape's context holds by default.
         lr: the highest learning rate; the schedule's own by default.
         groups: of mini-world's pairs, 16 each, tokenised for each task.
-        start: what to go on from: the folder of an earlier training, or a pretrained model (a shipped name, a folder, a hub id), DeLVM's and LVM's
+        start: what to go on from: the folder of an earlier training, or a pretrained model (a shipped name, a
+            folder, a hub id), DeLVM's and LVM's
             among them.
         lora: rank of the adapters to train in the place of all weights; 0 for none. Extra: lora.
         teacher: a trained model to learn from: a shipped name, a folder or a hub id.
@@ -182,30 +263,73 @@ def train(folder: Folder, shape: str | None = None, *, store: Path | None = None
     speaker, master = Tokenizer.from_pretrained(tokenizer), LVM.from_pretrained(teacher) if teacher else None
     kept = {"precision": precision, "accumulation": accumulation, "tracker": tracker}
     own = {"lr": lr or 3e-3, "min_lr": (lr or 3e-3) / 30, "optimizer": "adamw" if lora else "muon"}
-    config = TrainConfig(steps=steps, **own, **kept) if schedule == "lab" else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
+    config = (
+        TrainConfig(steps=steps, **own, **kept)
+        if schedule == "lab"
+        else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
+    )
     most = (origin.context if start else SHAPES[shape].context) // (2 * speaker.tokens)
-    recipe = Recipe(tokens=tokens, phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
-                    mixture=Mixture("resampled", temperature=2.0) if store else Recipe.mixture)
+    recipe = Recipe(
+        tokens=tokens,
+        phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
+        mixture=Mixture("resampled", temperature=2.0) if store else Recipe.mixture,
+    )
     if store is None:
-        build(folder / "store", speaker, [World(task, groups) for task in tasks.TRAINED], rank=state.process_index, ranks=state.num_processes)
+        build(
+            folder / "store",
+            speaker,
+            [World(task, groups) for task in tasks.TRAINED],
+            rank=state.process_index,
+            ranks=state.num_processes,
+        )
         state.wait_for_everyone()
-    train_lvm(store or folder / "store", folder, shape=shape, config=config, recipe=recipe, tokens_per_image=speaker.tokens, start=origin, lora=lora,
-              codebook=None if start else speaker.net.quantize.table().cpu(), teacher=master, objective=Objective(objective, temperature=temperature)
-              if master or objective == "smoothing" else None, factored=factored, checkpointing=checkpointing, compiled=compiled)
+    train_lvm(
+        store or folder / "store",
+        folder,
+        shape=shape,
+        config=config,
+        recipe=recipe,
+        tokens_per_image=speaker.tokens,
+        start=origin,
+        lora=lora,
+        codebook=None if start else speaker.net.quantize.table().cpu(),
+        teacher=master,
+        objective=Objective(objective, temperature=temperature)
+        if master or objective == "smoothing"
+        else None,
+        factored=factored,
+        checkpointing=checkpointing,
+        compiled=compiled,
+    )
 
 
 def tokenize(
-    folder: Folder, root: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ROOT")]],
-    reader: Literal["pairs", "coco-pose", "sa1b", "rain13k", "gopro", "clips", "images", "pascal5i", "datasets"] = "pairs", *,
-    task: str | None = None, annotations: Path | None = None, split: str | None = None, fold: int = 0, tokenizer: str = "mini", copies: int = 0,
-    tolerate: float = 0.01, parquet: Path | None = None, image: str = "image", label: str | None = None,
+    folder: Folder,
+    root: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="ROOT")]],
+    reader: Literal[
+        "pairs", "coco-pose", "sa1b", "rain13k", "gopro", "clips", "images", "pascal5i", "datasets"
+    ] = "pairs",
+    *,
+    task: str | None = None,
+    annotations: Path | None = None,
+    split: str | None = None,
+    fold: int = 0,
+    tokenizer: str = "mini",
+    copies: int = 0,
+    tolerate: float = 0.01,
+    parquet: Path | None = None,
+    image: str = "image",
+    label: str | None = None,
 ) -> None:
-    """Tokenises a data set into the store FOLDER; goes on where it was stopped; under `accelerate launch` each process does its own parts.
+    """Tokenises a data set into the store FOLDER; goes on where it was stopped; under `accelerate launch`
+    each process does its own parts.
 
     Args:
         folder: of the store.
-        root: of the data set, in its own layout (see lvmlab.data.readers); with the reader datasets, what datasets.load_dataset takes.
-        reader: which data set it is; pairs is any folder of paired images, datasets any data set with image columns.
+        root: of the data set, in its own layout (see lvmlab.data.readers); with the reader datasets, what
+            datasets.load_dataset takes.
+        reader: which data set it is; pairs is any folder of paired images, datasets any data set with image
+            columns.
         task: its name in the store; the reader's own by default.
         annotations: COCO's json.
         split: a name for it, and for images and pascal5i the part that is read.
@@ -227,25 +351,49 @@ def tokenize(
     if reader == "coco-pose" and annotations is None:
         raise ValueError("coco-pose needs --annotations person_keypoints_....json")
     named = {"split": split} if split else {}
-    found = {"pairs": lambda: ds.paired_folder(root, **named), "coco-pose": lambda: ds.coco_pose(root, annotations, **named),
-             "sa1b": lambda: ds.sa1b(root, **named), "rain13k": lambda: ds.rain13k(root, **named), "gopro": lambda: ds.gopro(root, **named),
-             "clips": lambda: ds.clips(root, **named), "images": lambda: ds.image_folder(root, **named),
-             "pascal5i": lambda: ds.pascal5i(root, fold, **named),
-             "datasets": lambda: ds.huggingface(ds.loaded(root, split or "train"), image, label, **named)}[reader]()
+    found = {
+        "pairs": lambda: ds.paired_folder(root, **named),
+        "coco-pose": lambda: ds.coco_pose(root, annotations, **named),
+        "sa1b": lambda: ds.sa1b(root, **named),
+        "rain13k": lambda: ds.rain13k(root, **named),
+        "gopro": lambda: ds.gopro(root, **named),
+        "clips": lambda: ds.clips(root, **named),
+        "images": lambda: ds.image_folder(root, **named),
+        "pascal5i": lambda: ds.pascal5i(root, fold, **named),
+        "datasets": lambda: ds.huggingface(ds.loaded(root, split or "train"), image, label, **named),
+    }[reader]()
     found.task = task or found.task
     state, speaker = PartialState(cpu=default_device().type == "cpu"), Tokenizer.from_pretrained(tokenizer)
-    build(folder, speaker, [found], copies=copies, tolerate=tolerate, rank=state.process_index, ranks=state.num_processes,
-          progress=state.is_main_process)  # fmt: skip
+    build(
+        folder,
+        speaker,
+        [found],
+        copies=copies,
+        tolerate=tolerate,
+        rank=state.process_index,
+        ranks=state.num_processes,
+        progress=state.is_main_process,
+    )
     print(f"process {state.process_index}: {found.report}")
     state.wait_for_everyone()
     if state.is_main_process:
-        print(f"{folder} holds " + ", ".join(f"{count} rows of {name}" for name, count in Store(folder).counts().items()))
+        print(
+            f"{folder} holds "
+            + ", ".join(f"{count} rows of {name}" for name, count in Store(folder).counts().items())
+        )
         if parquet:
             print(f"wrote {len(export_parquet(folder, parquet))} files to {parquet}")
 
 
-def cost(shape: tyro.conf.Positional[str] = "300m", tokens: float = 1e9, device: str = "here", devices: int = 1, teacher: str | None = None,
-         step: int = 4096, utilisation: float = 0.4) -> None:
+def cost(
+    shape: tyro.conf.Positional[str] = "300m",
+    tokens: float = 1e9,
+    device: str = "here",
+    devices: int = 1,
+    teacher: str | None = None,
+    step: int = 4096,
+    utilisation: float = 0.4,
+) -> None:
     """Estimates a training's parameters, FLOPs, memory and hours.
 
     Args:
@@ -259,11 +407,15 @@ def cost(shape: tyro.conf.Positional[str] = "300m", tokens: float = 1e9, device:
     """
     from lvmlab.training.cost import cost as estimate
 
-    print(estimate(shape, tokens, device, devices=devices, teacher=teacher, step=step, utilisation=utilisation))
+    print(
+        estimate(shape, tokens, device, devices=devices, teacher=teacher, step=step, utilisation=utilisation)
+    )
 
 
-def runs(action: tyro.conf.Positional[Literal["list", "show", "recompute", "promote", "prune"]] = "list",
-         name: tyro.conf.Positional[str] = "") -> None:
+def runs(
+    action: tyro.conf.Positional[Literal["list", "show", "recompute", "promote", "prune"]] = "list",
+    name: tyro.conf.Positional[str] = "",
+) -> None:
     """Lists, shows, computes again, promotes to the shipped ones, or prunes stored runs.
 
     Args:
@@ -274,14 +426,19 @@ def runs(action: tyro.conf.Positional[Literal["list", "show", "recompute", "prom
 
     if action == "list":
         for row in store.listing():
-            print(f"{row['name']:40} {row['where']:8} {row['seconds']:>9.1f} s  {row['bytes'] / 1024:7.1f} KiB  commit {row['commit']}")
+            print(
+                f"{row['name']:40} {row['where']:8} {row['seconds']:>9.1f} s  {row['bytes'] / 1024:7.1f} KiB "
+                f" commit {row['commit']}"
+            )
     elif action == "show":
         print(json.dumps(store.load(name), indent=1))
     elif action == "recompute":
         from lvmlab.lab import studies
 
         found = store.recompute(name, studies.of(store.load(name)["study"]).compute)
-        print(f"computed {found['name']} in {found['seconds']:.0f} s; `runs promote {found['name']}` ships it")
+        print(
+            f"computed {found['name']} in {found['seconds']:.0f} s; `runs promote {found['name']}` ships it"
+        )
     elif action == "promote":
         print(f"wrote {store.promote(name)}")
     else:
@@ -289,14 +446,18 @@ def runs(action: tyro.conf.Positional[Literal["list", "show", "recompute", "prom
 
 
 def bench(names: tuple[str, ...] = ()) -> None:
-    """Measures speeds against the named alternatives; prints a table and writes runs/bench.json (in a checkout).
+    """Measures speeds against the named alternatives; prints a table and writes runs/bench.json (in a
+    checkout).
 
     Args:
         names: entries to run; all by default.
     """
     folder = Path(__file__).resolve().parent.parent / "tests" / "benchmarks"
     if not (folder / "bench.py").is_file():
-        raise ValueError("the benchmarks are in a checkout's tests/benchmarks, which an installed wheel does not hold: clone the repository")
+        raise ValueError(
+            "the benchmarks are in a checkout's tests/benchmarks, which an installed wheel does not hold: "
+            "clone the repository"
+        )
     sys.path.insert(0, str(folder))
     import bench as entries
 
@@ -304,9 +465,14 @@ def bench(names: tuple[str, ...] = ()) -> None:
 
 
 def main() -> None:
-    commands = {f.__name__.replace("_", "-"): f for f in (demo, prompt, evaluate, tokenize, train_tokenizer, train, cost, runs, bench)}
+    commands = {
+        f.__name__.replace("_", "-"): f
+        for f in (demo, prompt, evaluate, tokenize, train_tokenizer, train, cost, runs, bench)
+    }
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="lvmlab", description="A workbench for autoregressive large vision models.")
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="lvmlab", description="A workbench for autoregressive large vision models."
+        )
     except (ValueError, FileNotFoundError, RuntimeError, ModuleNotFoundError) as error:
         sys.exit(f"lvmlab: {error}")
 

@@ -1,6 +1,8 @@
-"""mini-world, frozen: its parameters and the hashes of its sources and of its fixed val, test and shifted prompts.
+"""mini-world, frozen: its parameters and the hashes of its sources and of its fixed val, test and shifted
+prompts.
 
-`assets/world/mini-world-v1.json` was written before any model was trained; `python tests/frozen.py` recomputes it and
+`assets/world/mini-world-v1.json` was written before any model was trained; `python tests/frozen.py`
+recomputes it and
 names what differs, `--write` writes it (only ever for a new version of the world).
 """
 
@@ -26,13 +28,21 @@ PROMPTS = 200  # of each set, as the evaluation asks them
 def sets() -> list[tuple[str, str, bool]]:
     """(split, task, held-out encoding) of every fixed set of prompts."""
     plain = [(split, task, False) for split in ("val", "test", "shifted") for task in tasks.TASKS]
-    return plain + [(split, task, True) for split in ("val", "test") for task in ("segmentation", "selection", "pose")]
+    return plain + [
+        (split, task, True) for split in ("val", "test") for task in ("segmentation", "selection", "pose")
+    ]
 
 
 def parameters() -> dict:
-    """The world's law in numbers; what single tasks add (speeds, holes, palettes) is held by the hashes of their sets."""
-    numbers = {f"{module.__name__.rsplit('.', 1)[-1]}.{name}": value for module in (scenes, weather, base) for name, value in vars(module).items()
-               if name.isupper() and isinstance(value, (int, float, str, tuple, dict))}
+    """The world's law in numbers; what single tasks add (speeds, holes, palettes) is held by the hashes of
+    their sets.
+    """
+    numbers = {
+        f"{module.__name__.rsplit('.', 1)[-1]}.{name}": value
+        for module in (scenes, weather, base)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, (int, float, str, tuple, dict))
+    }
     return json.loads(json.dumps({"size": SIZE, "pairs": PAIRS, "prompts": PROMPTS, **numbers}))
 
 
@@ -47,7 +57,11 @@ def digest(split: str, task: str, held_out: bool, prompts: int = PROMPTS) -> str
             total.update(pair.source.encode())
             for name, value in sorted(pair.truth.items()):
                 # keypoints and boxes to a thousandth of a pixel: their last bits are the machine's
-                total.update(name.encode() + np.round(np.asarray(value, np.float64), 3).tobytes() if not isinstance(value, str) else value.encode())
+                total.update(
+                    name.encode() + np.round(np.asarray(value, np.float64), 3).tobytes()
+                    if not isinstance(value, str)
+                    else value.encode()
+                )
     return total.hexdigest()
 
 
@@ -57,8 +71,12 @@ def manifest(workers: int = 2) -> dict:
         hashes = list(pool.map(digest, *zip(*sets(), strict=True)))
     names = ["/".join((split, task, *(("new encoding",) if held else ()))) for split, task, held in sets()]
     files = sorted((paths.assets() / "world").glob("*.parquet"))
-    return {"version": VERSION, "parameters": parameters(), "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
-            "sets": dict(zip(names, hashes, strict=True))}
+    return {
+        "version": VERSION,
+        "parameters": parameters(),
+        "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
+        "sets": dict(zip(names, hashes, strict=True)),
+    }
 
 
 def path() -> Path:
@@ -68,7 +86,11 @@ def path() -> Path:
 def differences(found: dict) -> list[str]:
     """What of `found` is not as it was frozen, by name; empty where all is."""
     frozen = json.loads(path().read_text())
-    differ = [f"version {found['version']!r}, frozen {frozen['version']!r}"] if found["version"] != frozen["version"] else []
+    differ = (
+        [f"version {found['version']!r}, frozen {frozen['version']!r}"]
+        if found["version"] != frozen["version"]
+        else []
+    )
     for part in ("parameters", "files", "sets"):
         ours, theirs = found[part], frozen[part]
         differ += [f"{part}: {name}" for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
@@ -77,7 +99,9 @@ def differences(found: dict) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Recompute the frozen world's hashes and name what differs.")
-    parser.add_argument("--write", action="store_true", help="write them instead: only for a new version of the world")
+    parser.add_argument(
+        "--write", action="store_true", help="write them instead: only for a new version of the world"
+    )
     arguments = parser.parse_args()
     found = manifest()
     if arguments.write:

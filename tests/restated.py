@@ -35,14 +35,23 @@ def attention(x, w, name, names):
     """One head over all places: softmax(q k' / sqrt(C)) v."""
     norm, *matrices = (f"{name}.{part}" for part in names.attention)
     h = group_norm(x, w, norm).flatten(2).transpose(1, 2)  # (B, hw, C)
-    to_q, to_k, to_v, to_out = (lambda y, m=m: y @ w[f"{m}.weight"].flatten(1).T + w[f"{m}.bias"] for m in matrices)
+    to_q, to_k, to_v, to_out = (
+        lambda y, m=m: y @ w[f"{m}.weight"].flatten(1).T + w[f"{m}.bias"] for m in matrices
+    )
     weights = (to_q(h) @ to_k(h).transpose(1, 2) / x.shape[1] ** 0.5).softmax(-1)
     return x + to_out(weights @ to_v(h)).transpose(1, 2).reshape(x.shape)
 
 
 def level(x, w, names, one, two, lone, **where):
-    """Blocks, each followed by its attention. lone: open-muse leaves out an attention that is its level's only one."""
-    have = [j for j in itertools.takewhile(lambda j: f"{one.format(j=j, **where)}.norm1.weight" in w, itertools.count())]
+    """Blocks, each followed by its attention. lone: open-muse leaves out an attention that is its level's
+    only one.
+    """
+    have = [
+        j
+        for j in itertools.takewhile(
+            lambda j: f"{one.format(j=j, **where)}.norm1.weight" in w, itertools.count()
+        )
+    ]
     attend = [j for j in have if f"{two.format(j=j, **where)}.{names.attention[0]}.weight" in w]
     for j in have:
         x = block(x, w, one.format(j=j, **where), names)
@@ -94,7 +103,11 @@ def tokens(images, state, names, cosine=False, lone=False):
 def pictures(tokens, state, names, cosine=False, lone=False):
     """Tokens (B, N) to pictures (B, 3, H, W) in the format's own range, not clamped."""
     w = double(state)
-    table, side, levels = w["quantize.embedding.weight"], round(tokens.shape[1] ** 0.5), count_levels(w, names)
+    table, side, levels = (
+        w["quantize.embedding.weight"],
+        round(tokens.shape[1] ** 0.5),
+        count_levels(w, names),
+    )
     if cosine:
         table = F.normalize(table, dim=-1)
     z = table[tokens].transpose(1, 2).unflatten(2, (side, side))
@@ -117,7 +130,9 @@ def linear(x, w, name):
 
 
 def rotated(x, interleaved=False):
-    """x (B, heads, T, D) turned by position: places i and i + D/2 are a plane (half-split), or 2i and 2i + 1 (interleaved)."""
+    """x (B, heads, T, D) turned by position: places i and i + D/2 are a plane (half-split), or 2i and 2i + 1
+    (interleaved).
+    """
     length, width = x.shape[-2:]
     angle = torch.arange(length).double()[:, None] * 10000.0 ** (-torch.arange(0, width, 2).double() / width)
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : width // 2], x[..., width // 2 :])
@@ -126,11 +141,23 @@ def rotated(x, interleaved=False):
 
 
 def gelu(x, approximate):
-    return x * (1 + (torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)) if approximate else torch.erf(x / 2**0.5))) / 2
+    return (
+        x
+        * (
+            1
+            + (
+                torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+                if approximate
+                else torch.erf(x / 2**0.5)
+            )
+        )
+        / 2
+    )
 
 
 def logits(ids, state, heads, eps, interleaved=False, approximate=False):
-    """Of a causal pre-norm transformer: RMSNorm and SwiGLU, or LayerNorm and GELU where the norms have biases.
+    """Of a causal pre-norm transformer: RMSNorm and SwiGLU, or LayerNorm and GELU where the norms have
+    biases.
 
     interleaved and approximate (of the GELU) are what the published ones are not.
     """
@@ -144,10 +171,15 @@ def logits(ids, state, heads, eps, interleaved=False, approximate=False):
             return F.layer_norm(y, (d,), w[f"{name}.weight"], w[f"{name}.bias"], eps)
         return w[f"{name}.weight"] * y / (y.square().mean(-1, keepdim=True) + eps).sqrt()
 
-    for i in itertools.takewhile(lambda i: f"model.layers.{i}.input_layernorm.weight" in w, itertools.count()):
+    for i in itertools.takewhile(
+        lambda i: f"model.layers.{i}.input_layernorm.weight" in w, itertools.count()
+    ):
         layer = f"model.layers.{i}"
         h = norm(x, f"{layer}.input_layernorm")
-        q, k, v = (linear(h, w, f"{layer}.self_attn.{part}_proj").unflatten(-1, (heads, -1)).transpose(1, 2) for part in "qkv")
+        q, k, v = (
+            linear(h, w, f"{layer}.self_attn.{part}_proj").unflatten(-1, (heads, -1)).transpose(1, 2)
+            for part in "qkv"
+        )
         scores = rotated(q, interleaved) @ rotated(k, interleaved).transpose(-1, -2) / (d // heads) ** 0.5
         h = scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
         x = x + linear(h.transpose(1, 2).flatten(2), w, f"{layer}.self_attn.o_proj")
@@ -155,13 +187,19 @@ def logits(ids, state, heads, eps, interleaved=False, approximate=False):
         if f"{layer}.mlp.fc1.weight" in w:
             h = linear(gelu(linear(h, w, f"{layer}.mlp.fc1"), approximate), w, f"{layer}.mlp.fc2")
         else:
-            h = linear(F.silu(linear(h, w, f"{layer}.mlp.gate_proj")) * linear(h, w, f"{layer}.mlp.up_proj"), w, f"{layer}.mlp.down_proj")
+            h = linear(
+                F.silu(linear(h, w, f"{layer}.mlp.gate_proj")) * linear(h, w, f"{layer}.mlp.up_proj"),
+                w,
+                f"{layer}.mlp.down_proj",
+            )
         x = x + h
     return linear(norm(x, "model.norm"), w, "lm_head")
 
 
 def exported(parts, packed_by_head=0):
-    """What DeLVM's pipeline parts are in its exported names. packed_by_head: of so many heads, were the rows of Wqkv packed so (they are not)."""
+    """What DeLVM's pipeline parts are in its exported names. packed_by_head: of so many heads, were the rows
+    of Wqkv packed so (they are not).
+    """
     out, first = {}, 0
     for part in parts:
         part = {k.removeprefix("model."): v for k, v in part.items()}
@@ -179,8 +217,13 @@ def exported(parts, packed_by_head=0):
                 for name, value in zip("qkv", three, strict=True):
                     out[f"{layer}.self_attn.{name}_proj.{kind}"] = value
                 out[f"{layer}.self_attn.o_proj.{kind}"] = part[f"{block}.mixer.out_proj.{kind}"]
-            for theirs, ours in {"mlp.w1": "mlp.gate_proj", "mlp.w2": "mlp.up_proj", "mlp.w3": "mlp.down_proj", "norm1": "input_layernorm",
-                                 "norm2": "post_attention_layernorm"}.items():
+            for theirs, ours in {
+                "mlp.w1": "mlp.gate_proj",
+                "mlp.w2": "mlp.up_proj",
+                "mlp.w3": "mlp.down_proj",
+                "norm1": "input_layernorm",
+                "norm2": "post_attention_layernorm",
+            }.items():
                 out[f"{layer}.{ours}.weight"] = part[f"{block}.{theirs}.weight"]
         first += count
         if "head.weight" in part:

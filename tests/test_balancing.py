@@ -15,11 +15,19 @@ TINY = study.Setting(steps=6, tokens=1024, seeds=2, shrink=40, prompts=2, curve=
 
 
 def test_arms_differ_in_mixture_or_data_alone():
-    assert len(study.ARMS) <= 12 and len({json.dumps(study.config(name, TINY)) for name in study.ARMS}) == len(study.ARMS)
+    assert len(study.ARMS) <= 12 and len(
+        {json.dumps(study.config(name, TINY)) for name in study.ARMS}
+    ) == len(study.ARMS)
     whole = study.config("natural", TINY)
-    assert all(study.config(name, TINY) | {k: whole[k] for k in ("arm", "mixture", "full")} == whole for name in study.ARMS)
+    assert all(
+        study.config(name, TINY) | {k: whole[k] for k in ("arm", "mixture", "full")} == whole
+        for name in study.ARMS
+    )
     sizes = {task: np.prod(study.Setting().pairs(task, False)) for task in study.TASKS}
-    assert sizes == study.PAIRS and {np.prod(study.Setting().pairs(task, True)) for task in study.TASKS} <= {1995, 2000}
+    assert sizes == study.PAIRS and {np.prod(study.Setting().pairs(task, True)) for task in study.TASKS} <= {
+        1995,
+        2000,
+    }
 
 
 def test_the_tail_has_few_sources():
@@ -34,11 +42,18 @@ def test_an_arm_is_trained_scored_and_goes_on_where_it_was_stopped(cache):
     row = record["result"][0]
     assert [point["step"] for point in row["curve"]] == [0, 3, 5] and set(study.TASKS) <= set(row["curve"][0])
     assert row["curve"][0]["pose"] > row["curve"][-1]["pose"], "it learns"
-    assert {s["task"] for s in row["scores"]} == set(study.TASKS) and common.skills(record, "pose").shape == (2,)
+    assert {s["task"] for s in row["scores"]} == set(study.TASKS) and common.skills(record, "pose").shape == (
+        2,
+    )
     loss = row["losses"]["pose"]
-    assert loss["perplexity (DeLVM)"] == pytest.approx(np.exp(loss["cross entropy"])) and loss["perplexity (LVM)"] >= loss["perplexity (DeLVM)"]
+    assert (
+        loss["perplexity (DeLVM)"] == pytest.approx(np.exp(loss["cross entropy"]))
+        and loss["perplexity (LVM)"] >= loss["perplexity (DeLVM)"]
+    )
     tail = Store(study.store(TINY, False))
-    assert tail.counts()["pose"] == 15 * 31 and Store(study.store(TINY, False), copies=0).counts()["pose"] == 15
+    assert (
+        tail.counts()["pose"] == 15 * 31 and Store(study.store(TINY, False), copies=0).counts()["pose"] == 15
+    )
     folder = cache / "studies" / record["name"]
     (folder / "seed-1" / "val.json").unlink()  # as if it had been stopped before the last score
     again = study.arm("balanced, 10 copies", TINY, again=True)

@@ -10,11 +10,34 @@ import torch
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGAN, VQGANConfig
 
-NAMES = {"world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
-         "train.300m", "train.loss", "train.muon", "train.resumed", "kd.cached",
-         "complete.answers", "generate.mini-student", "generate.mini-teacher", "generate.300m", "generate.second-answer",
-         "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory",
-         "tokenize.mini", "tokenize.f16-8192", "probe.extract", "probe.attentive", "import"}
+NAMES = {
+    "world.render",
+    "tokenizer.encode.mini",
+    "tokenizer.encode.f16-8192",
+    "train.mini-student",
+    "train.mini-teacher",
+    "train.80m",
+    "train.300m",
+    "train.loss",
+    "train.muon",
+    "train.resumed",
+    "kd.cached",
+    "complete.answers",
+    "generate.mini-student",
+    "generate.mini-teacher",
+    "generate.300m",
+    "generate.second-answer",
+    "generate.batch",
+    "generate.speculative",
+    "generate.constrained",
+    "store.rows",
+    "store.memory",
+    "tokenize.mini",
+    "tokenize.f16-8192",
+    "probe.extract",
+    "probe.attentive",
+    "import",
+}
 KEYS = {"name", "ours", "theirs", "ratio", "unit", "limit", "what"}
 
 
@@ -36,7 +59,7 @@ def test_a_row_is_written_and_rows_of_other_entries_are_kept(bench, capsys):
     other, stale = ({"name": name, "ours": 1.0} for name in ("world.render", "import/old"))
     Path("runs").mkdir()
     Path("runs/bench.json").write_text(json.dumps([stale, other]))
-    found, = bench.run(["import"])
+    (found,) = bench.run(["import"])
     assert KEYS <= set(found) and found["limit"] == 1.3 and found["unit"] == "s"
     assert found["ratio"] == pytest.approx(found["ours"] / found["theirs"], rel=1e-3)
     assert json.loads(Path("runs/bench.json").read_text()) == [other, found]
@@ -50,8 +73,12 @@ def test_limits_are_judged_as_each_row_says(bench):
         return bench.Row("x", ours, theirs, ours / theirs, "u", limit, "w", judged).ok
 
     assert ok(2.0, 1.0, 1.8, "ratio, at least") is True and ok(1.5, 1.0, 1.8, "ratio, at least") is False
-    assert ok(1.0, 1.0, 1.3, "ratio, at most") is True and ok(1.0, float("nan"), 1.3, "ratio, at most") is False
-    assert ok(299.0, 100.0, 300.0, "ours, at least") is False and ok(1.0, 2.0, None, "ratio, at least") is None
+    assert (
+        ok(1.0, 1.0, 1.3, "ratio, at most") is True and ok(1.0, float("nan"), 1.3, "ratio, at most") is False
+    )
+    assert (
+        ok(299.0, 100.0, 300.0, "ours, at least") is False and ok(1.0, 2.0, None, "ratio, at least") is None
+    )
     missed = bench.Row("x", 1.0, 1.0, 1.0, "u", 1.8, "w")
     assert "missed" in bench.table([missed]) and ">= 1.8" in bench.table([missed])
 

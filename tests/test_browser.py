@@ -1,6 +1,7 @@
 """The prompt studio as it is used: its notebook in a real JupyterLab in a real Chromium.
 
-Pictures of both themes go to runs/screenshots (LVMLAB_SCREENSHOTS names another folder). With LVMLAB_BROWSER=required a missing browser is a
+Pictures of both themes go to runs/screenshots (LVMLAB_SCREENSHOTS names another folder). With
+LVMLAB_BROWSER=required a missing browser is a
 failure, not a skip.
 """
 
@@ -24,8 +25,16 @@ NOTEBOOK = next(ROOT.glob("notebooks/07_prompt_studio.ipynb"), None)
 SHOTS = Path(os.environ.get("LVMLAB_SCREENSHOTS") or ROOT / "runs" / "screenshots")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [
-    *(["no Chromium is installed: apt-get install -y --no-install-recommends chromium"] if CHROMIUM is None else []),
-    *(["playwright is not installed: pip install -e '.[browser]'"] if importlib.util.find_spec("pytest_playwright") is None else []),
+    *(
+        ["no Chromium is installed: apt-get install -y --no-install-recommends chromium"]
+        if CHROMIUM is None
+        else []
+    ),
+    *(
+        ["playwright is not installed: pip install -e '.[browser]'"]
+        if importlib.util.find_spec("pytest_playwright") is None
+        else []
+    ),
     *(["the notebook is in a checkout, which this is not"] if NOTEBOOK is None else []),
 ]
 REQUIRED = os.environ.get("LVMLAB_BROWSER") == "required"
@@ -56,7 +65,9 @@ def browser_type_launch_args():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab of its own, started in a clean folder that holds the notebook and the picture it shows."""
+    """The address of a JupyterLab of its own, started in a clean folder that holds the notebook and the
+    picture it shows.
+    """
     if MISSING:
         pytest.fail("; ".join(MISSING))
     folder, settings = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("settings")
@@ -70,8 +81,22 @@ def lab(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.disable_check_xsrf=True", "--LabApp.expose_app_in_browser=True"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+    ]
+    command += [
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--ServerApp.disable_check_xsrf=True",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     env = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(settings), "LVMLAB_SCALE": "smoke", "PYTHONPATH": path}
     with open(folder / "lab.log", "w") as log:
@@ -94,11 +119,15 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(lab, browser):
-    """The notebook after all its cells ran; what went wrong in the browser's console is in ``page.complaints``."""
+    """The notebook after all its cells ran; what went wrong in the browser's console is in
+    ``page.complaints``.
+    """
     page = browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True).new_page()
     page.set_default_timeout(WAIT)
     page.complaints = []
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: page.complaints.append(message.text) if message.type == "error" else None
+    )
     page.on("pageerror", lambda error: page.complaints.append(error.stack))
     page.goto(f"{lab}/lab/tree/notebooks/studio.ipynb?reset")
     page.evaluate(READY)
@@ -126,7 +155,9 @@ class Studio:
 
     def idle(self):
         """Until nothing is computed any more."""
-        self.page.wait_for_function("document.querySelector('.lvm-studio').getAttribute('aria-busy') === 'false'", timeout=WAIT)
+        self.page.wait_for_function(
+            "document.querySelector('.lvm-studio').getAttribute('aria-busy') === 'false'", timeout=WAIT
+        )
         return self
 
     def becomes(self, what):
@@ -193,7 +224,9 @@ def test_a_prompt_is_chosen_and_edited(studio):
 
 
 def test_it_answers_stops_and_answers_again(studio):
-    studio.choose("model", "mini-teacher").choose("how", "sample").set("answers", 8)  # long enough to be stopped
+    studio.choose("model", "mini-teacher").choose("how", "sample").set(
+        "answers", 8
+    )  # long enough to be stopped
     studio.part("answer").click()
     studio.page.wait_for_function("document.querySelector('.lvm-studio .lvm-cover') !== null", timeout=WAIT)
     studio.part("stop").click()
@@ -201,17 +234,29 @@ def test_it_answers_stops_and_answers_again(studio):
     assert studio.said.startswith("Stopped after"), studio.said
     studio.choose("how", "greedy").choose("model", "mini-student").press("answer")
     greedy = studio.answer()
-    assert "mini-student answered in" in studio.said and studio.root.locator(".lvm-strip .lvm-cover").count() == 0
+    assert (
+        "mini-student answered in" in studio.said
+        and studio.root.locator(".lvm-strip .lvm-cover").count() == 0
+    )
     studio.choose("how", "sample").set("answers", 3).press("answer").press("tab-answers")
     assert studio.answer() != greedy and studio.root.locator(".lvm-card:visible").count() == 4
-    assert "skill" in studio.root.locator(".lvm-panel:visible").inner_text() and "ceiling" in studio.root.locator(".lvm-panel:visible").inner_text()
+    assert (
+        "skill" in studio.root.locator(".lvm-panel:visible").inner_text()
+        and "ceiling" in studio.root.locator(".lvm-panel:visible").inner_text()
+    )
 
 
 def test_a_token_is_clicked_and_overridden(studio):
     studio.choose("how", "greedy").press("answer").press("tab-inside").press("cell-20")
     codes = studio.root.locator(".lvm-code:visible")
-    assert codes.count() == 8 and codes.first.get_attribute("aria-pressed") == "true" and "looked at" in studio.root.inner_text()
-    assert studio.root.locator(".lvm-strip canvas").count() == 10, "attention lies over every picture of the prompt and the answer"
+    assert (
+        codes.count() == 8
+        and codes.first.get_attribute("aria-pressed") == "true"
+        and "looked at" in studio.root.inner_text()
+    )
+    assert studio.root.locator(".lvm-strip canvas").count() == 10, (
+        "attention lies over every picture of the prompt and the answer"
+    )
     first = studio.answer()
     codes.nth(5).click()
     studio.idle()
@@ -238,7 +283,9 @@ def test_what_the_answer_hangs_on_is_measured_and_can_be_stopped(studio):
     assert chart.locator("circle").count() == 6 and "number: 7" in chart.text_content() and studio.error == ""
     studio.shot("studio-light-sensitivity")
     studio.set("prompts", 40).part("measure").click()
-    studio.page.wait_for_function("document.querySelector('.lvm-studio').getAttribute('aria-busy') === 'true'", timeout=WAIT)
+    studio.page.wait_for_function(
+        "document.querySelector('.lvm-studio').getAttribute('aria-busy') === 'true'", timeout=WAIT
+    )
     studio.part("stop").click()
     assert studio.idle().said.startswith("Stopped after") and chart.locator("circle").count() < 6
 
@@ -246,11 +293,18 @@ def test_what_the_answer_hangs_on_is_measured_and_can_be_stopped(studio):
 def test_a_picture_is_uploaded_dropped_pasted_and_a_bad_one_refused(studio):
     studio.press("slot-0-image")
     before = studio.picture(0)
-    for file, fine in ((png((10, 200, 30)), True), ({"name": "bad.png", "mimeType": "image/png", "buffer": b"no picture"}, False)):
+    for file, fine in (
+        (png((10, 200, 30)), True),
+        ({"name": "bad.png", "mimeType": "image/png", "buffer": b"no picture"}, False),
+    ):
         with studio.page.expect_file_chooser() as chooser:
             studio.part("upload").click()
         chooser.value.set_files(file)
-        assert studio.becomes(lambda: studio.picture(0) != before) if fine else studio.becomes(lambda: studio.error != "")
+        assert (
+            studio.becomes(lambda: studio.picture(0) != before)
+            if fine
+            else studio.becomes(lambda: studio.error != "")
+        )
         assert (studio.idle().error == "") == fine, studio.error
     assert studio.picture(0) != before and "convert it to PNG or JPEG" in studio.error
     uploaded = studio.picture(0)
@@ -266,7 +320,11 @@ def test_a_picture_is_uploaded_dropped_pasted_and_a_bad_one_refused(studio):
     label = studio.press("slot-0-label").picture(1)
     paste = "(node, data) => node.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))"
     studio.part("slot-0-label").evaluate(paste, data)
-    assert studio.becomes(lambda: studio.picture(1) != label) and studio.idle().error == "" and studio.picture(1) == studio.picture(0)
+    assert (
+        studio.becomes(lambda: studio.picture(1) != label)
+        and studio.idle().error == ""
+        and studio.picture(1) == studio.picture(0)
+    )
 
 
 def test_a_label_is_painted_by_keyboard(studio):
@@ -287,11 +345,16 @@ def test_what_is_taken_away_comes_back(studio, tmp_path):
         with studio.page.expect_download() as download:
             studio.part(key).click()
         download.value.save_as(tmp_path / key)
-    assert Image.open(tmp_path / "png").size[1] > 200 and json.loads((tmp_path / "recipe").read_text())["model"] == "mini-student"
+    assert (
+        Image.open(tmp_path / "png").size[1] > 200
+        and json.loads((tmp_path / "recipe").read_text())["model"] == "mini-student"
+    )
     studio.choose("task", "pose")
     with studio.page.expect_file_chooser() as chooser:
         studio.part("open").click()
-    chooser.value.set_files({"name": "r.json", "mimeType": "application/json", "buffer": (tmp_path / "recipe").read_bytes()})
+    chooser.value.set_files(
+        {"name": "r.json", "mimeType": "application/json", "buffer": (tmp_path / "recipe").read_bytes()}
+    )
     studio.page.get_by_text("The same answer as in the recipe").first.wait_for()
     assert studio.idle().answer() == answer
 
@@ -305,7 +368,10 @@ def test_it_goes_by_keyboard_and_every_control_has_a_name(studio):
     for key in ("ArrowDown", "ArrowRight", "Enter"):
         studio.page.keyboard.press(key)
     studio.idle()
-    assert studio.part("cell-9").get_attribute("aria-pressed") == "true" and studio.root.locator(".lvm-code:visible").count() == 8
+    assert (
+        studio.part("cell-9").get_attribute("aria-pressed") == "true"
+        and studio.root.locator(".lvm-code:visible").count() == 8
+    )
     nameless = studio.root.evaluate("""(root) => [...root.querySelectorAll('button, input, select, canvas[tabindex]')].filter((node) =>
         !node.closest('[hidden]') && !node.getAttribute('aria-hidden') && !(node.getAttribute('aria-label') || node.innerText || node.labels?.length))
         .map((node) => node.outerHTML)""")
@@ -316,8 +382,13 @@ def test_it_fits_the_screen_in_both_themes(studio):
     studio.set("examples", 7).choose("model", "mini-teacher").press("answer").press("cell-27")
     try:
         for theme in ("Light", "Dark"):
-            studio.page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{ theme: 'JupyterLab {theme}' }})")
-            studio.page.wait_for_selector(f'body[data-jp-theme-light="{str(theme == "Light").lower()}"]', state="attached")
+            studio.page.evaluate(
+                f"window.jupyterapp.commands.execute('apputils:change-theme', "
+                f"{{ theme: 'JupyterLab {theme}' }})"
+            )
+            studio.page.wait_for_selector(
+                f'body[data-jp-theme-light="{str(theme == "Light").lower()}"]', state="attached"
+            )
             studio.page.wait_for_timeout(500)
             for tab in ("inside", "answers", "compare", "take"):
                 studio.press(f"tab-{tab}").shot(f"studio-{theme.lower()}-{tab}")
@@ -328,7 +399,9 @@ def test_it_fits_the_screen_in_both_themes(studio):
             }""")
             assert contrast > 120
     finally:
-        studio.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' })")
+        studio.page.evaluate(
+            "window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' })"
+        )
     studio.press("tab-inside")
     box = studio.root.bounding_box()
     assert box["width"] <= 1280 and box["height"] <= 640

@@ -1,4 +1,6 @@
-"""Checkpoints of other projects load and compute what their own networks compute, restated in tests/restated.py."""
+"""Checkpoints of other projects load and compute what their own networks compute, restated in
+tests/restated.py.
+"""
 
 import json
 import os
@@ -19,7 +21,12 @@ from lvmlab.tokenizer.tokenizer import CheckpointError
 
 SIZE = 32
 HEADS, CODES = DELVM["num_attention_heads"], DELVM["vocab_size"]
-NAMES = {"open_muse": layouts.MUSE, "taming": layouts.MUSE, "llamagen": layouts.LLAMAGEN_NAMES, "diffusers_vq": layouts.DIFFUSERS_NAMES}
+NAMES = {
+    "open_muse": layouts.MUSE,
+    "taming": layouts.MUSE,
+    "llamagen": layouts.LLAMAGEN_NAMES,
+    "diffusers_vq": layouts.DIFFUSERS_NAMES,
+}
 SIGNED = ("taming", "llamagen")  # formats whose pictures are in [-1, 1]
 
 
@@ -48,10 +55,19 @@ def logits(lvm, ids):
 def transformers_logits(state, config, ids, **changes):
     """Of `transformers`' own LLaMA with these weights."""
     c = {**config, **changes}
-    llama = LlamaForCausalLM(LlamaConfig(
-        hidden_size=c["hidden_size"], num_hidden_layers=c["num_hidden_layers"], num_attention_heads=c["num_attention_heads"],
-        intermediate_size=c["intermediate_size"], vocab_size=c["vocab_size"], rms_norm_eps=c["rms_norm_eps"],
-        attention_bias=c.get("bias", False), max_position_embeddings=c["max_position_embeddings"], tie_word_embeddings=False))
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=c["hidden_size"],
+            num_hidden_layers=c["num_hidden_layers"],
+            num_attention_heads=c["num_attention_heads"],
+            intermediate_size=c["intermediate_size"],
+            vocab_size=c["vocab_size"],
+            rms_norm_eps=c["rms_norm_eps"],
+            attention_bias=c.get("bias", False),
+            max_position_embeddings=c["max_position_embeddings"],
+            tie_word_embeddings=False,
+        )
+    )
     llama.load_state_dict({k: v.float() for k, v in state.items()})
     return llama.eval()(input_ids=ids).logits
 
@@ -72,7 +88,11 @@ def agrees(loaded, state, form, size=SIZE, **options):
     x = images(size=size)
     tokens = restated.tokens(x * 2 - 1 if signed else x, state, names, cosine, **options)
     assert len(tokens.unique()) > 8, "a tokenizer of few codes shows little"
-    assert (loaded.size, loaded.tokens, loaded.codebook_size) == (size, tokens.shape[1], len(state["quantize.embedding.weight"]))
+    assert (loaded.size, loaded.tokens, loaded.codebook_size) == (
+        size,
+        tokens.shape[1],
+        len(state["quantize.embedding.weight"]),
+    )
     found = loaded.encode(x)
     assert found.dtype == torch.int64 and torch.equal(found, tokens)
     pictures = restated.pictures(tokens, state, names, cosine, **options)
@@ -85,9 +105,16 @@ def agrees(loaded, state, form, size=SIZE, **options):
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("changes", [{}, {"attn_resolutions": [16]}, {"no_attn_mid_block": False},
-                                     {"attn_resolutions": [8, 32], "no_attn_mid_block": False}],
-                         ids=["no attention", "at 16", "in the middle", "everywhere"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attn_resolutions": [16]},
+        {"no_attn_mid_block": False},
+        {"attn_resolutions": [8, 32], "no_attn_mid_block": False},
+    ],
+    ids=["no attention", "at 16", "in the middle", "everywhere"],
+)
 def test_open_muse(tmp_path, changes, weights):
     config = {**OPEN_MUSE, **changes}
     state = draw(layouts.open_muse_shapes, config)
@@ -104,7 +131,9 @@ def test_what_an_open_muse_config_leaves_out_is_its_default(tmp_path, kept):
 
 
 def test_an_attention_alone_in_its_level_is_not_used_by_open_muse(tmp_path):
-    """With one block a level the encoder has one attention there, which open-muse's forward passes by: do as it does, or refuse."""
+    """With one block a level the encoder has one attention there, which open-muse's forward passes by: do as
+    it does, or refuse.
+    """
     config = {**OPEN_MUSE, "num_res_blocks": 1, "attn_resolutions": [16]}
     state = draw(layouts.open_muse_shapes, config)
     folder = layouts.write_open_muse(tmp_path / "vqgan", state, config)
@@ -123,8 +152,11 @@ def test_taming(tmp_path, file):
     agrees(tokenizer(layouts.write_taming(tmp_path / "vqgan", state, TAMING) / file), state, "taming")
 
 
-@pytest.mark.parametrize("weights, config", [("checkpoints/last.ckpt", "configs/model.yaml"), ("f16_16384.ckpt", "f16_16384.yaml")],
-                         ids=["a run's folder", "pairs of one name"])
+@pytest.mark.parametrize(
+    "weights, config",
+    [("checkpoints/last.ckpt", "configs/model.yaml"), ("f16_16384.ckpt", "f16_16384.yaml")],
+    ids=["a run's folder", "pairs of one name"],
+)
 def test_taming_where_its_users_keep_it(tmp_path, weights, config):
     """As a run leaves it and the authors share it; or several in one folder, each with the yaml of its name."""
     state = draw(layouts.taming_shapes, TAMING)
@@ -150,13 +182,19 @@ def test_tamings_attention_alone_in_its_level_is_used(tmp_path):
 def test_lightnings_callbacks_keep_no_one_from_the_weights(tmp_path):
     """The published files of 1024 and of 16384 codes name Lightning's class, which is not installed here."""
     state = draw(layouts.taming_shapes, TAMING)
-    agrees(tokenizer(layouts.write_taming(tmp_path / "vqgan", state, TAMING, callbacks=True)), state, "taming")
+    agrees(
+        tokenizer(layouts.write_taming(tmp_path / "vqgan", state, TAMING, callbacks=True)), state, "taming"
+    )
 
 
 @pytest.mark.parametrize("under", ["model", "ema"])
 def test_llamagen(tmp_path, under):
     state = draw(layouts.llamagen_shapes, LLAMAGEN)
-    agrees(tokenizer(layouts.write_llamagen(tmp_path / "vq.pt", **{under: state}), resolution=SIZE), state, "llamagen")
+    agrees(
+        tokenizer(layouts.write_llamagen(tmp_path / "vq.pt", **{under: state}), resolution=SIZE),
+        state,
+        "llamagen",
+    )
 
 
 def test_llamagens_average_goes_before_the_last_step(tmp_path):
@@ -167,7 +205,14 @@ def test_llamagens_average_goes_before_the_last_step(tmp_path):
 
 def test_llamagens_shape_is_read_from_its_weights(tmp_path):
     """Levels, widths, blocks, codes; the size cannot be, and is 256 unless said."""
-    config = {"ch": 32, "ch_mult": [1, 1, 2, 3], "num_res_blocks": 1, "z_channels": 24, "codebook_size": 80, "codebook_embed_dim": 6}
+    config = {
+        "ch": 32,
+        "ch_mult": [1, 1, 2, 3],
+        "num_res_blocks": 1,
+        "z_channels": 24,
+        "codebook_size": 80,
+        "codebook_embed_dim": 6,
+    }
     state = draw(layouts.llamagen_shapes, config)
     file = layouts.write_llamagen(tmp_path / "vq.pt", model=state)
     agrees(tokenizer(file, resolution=64), state, "llamagen", size=64)
@@ -181,7 +226,11 @@ def test_diffusers(tmp_path, add):
         del config["mid_block_add_attention"]
     state = draw(layouts.diffusers_shapes, config)
     assert ("encoder.mid_block.attentions.0.to_out.0.weight" in state) == (add is not False)
-    agrees(tokenizer(layouts.write_diffusers_vq(tmp_path / "vq", state, config), resolution=SIZE), state, "diffusers_vq")
+    agrees(
+        tokenizer(layouts.write_diffusers_vq(tmp_path / "vq", state, config), resolution=SIZE),
+        state,
+        "diffusers_vq",
+    )
 
 
 def test_diffusers_sample_size_is_not_the_pictures_size(tmp_path):
@@ -227,15 +276,20 @@ def test_pictures_go_in_and_come_out_in_the_formats_own_range(tmp_path, form):
 def test_llamagen_looks_up_by_angle_and_draws_the_code_of_length_one(tmp_path):
     longer = torch.rand(LLAMAGEN["codebook_size"], 1, generator=torch.Generator().manual_seed(3)) * 5 + 0.1
     table = draw(layouts.llamagen_shapes, LLAMAGEN)["quantize.embedding.weight"]
-    (path, state), (other, stretched) = (written("llamagen", tmp_path / name, {"quantize.embedding.weight": v})
-                                         for name, v in (("one", table), ("two", table * longer)))
+    (path, state), (other, stretched) = (
+        written("llamagen", tmp_path / name, {"quantize.embedding.weight": v})
+        for name, v in (("one", table), ("two", table * longer))
+    )
     x = images()
     by_distance = restated.tokens(2 * x - 1, stretched, layouts.LLAMAGEN_NAMES, cosine=False)
     one, two = (tokenizer(p, resolution=SIZE) for p in (path, other))
     tokens = one.encode(x)
     assert torch.equal(tokens, two.encode(x)) and not torch.equal(tokens, by_distance)
     same(one.decode(tokens), two.decode(tokens))
-    assert far(one.decode(tokens), ((restated.pictures(tokens, stretched, layouts.LLAMAGEN_NAMES) + 1) / 2).clamp(0, 1))
+    assert far(
+        one.decode(tokens),
+        ((restated.pictures(tokens, stretched, layouts.LLAMAGEN_NAMES) + 1) / 2).clamp(0, 1),
+    )
 
 
 @pytest.mark.parametrize("form", ["open_muse", "diffusers_vq"])
@@ -262,8 +316,12 @@ def test_levels_of_one_width_keep_their_order(tmp_path, form):
         state = draw(layouts.llamagen_shapes, {**LLAMAGEN, "ch_mult": [1] * 4})
         path = layouts.write_llamagen(tmp_path / "vq.pt", model=state)
     else:
-        config = {**DIFFUSERS, "block_out_channels": [32] * 4, "down_block_types": ["DownEncoderBlock2D"] * 4,
-                  "up_block_types": ["UpDecoderBlock2D"] * 4}
+        config = {
+            **DIFFUSERS,
+            "block_out_channels": [32] * 4,
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+        }
         state = draw(layouts.diffusers_shapes, config)
         path = layouts.write_diffusers_vq(tmp_path / "vq", state, config)
     agrees(tokenizer(path, **sized(form)), state, form)
@@ -275,8 +333,11 @@ def test_code_0_is_an_ordinary_code_of_a_picture(tmp_path, form):
     loaded, names, cosine = tokenizer(path, **sized(form)), NAMES[form], form == "llamagen"
     x = images()
     z = restated.features((2 * x - 1 if form in SIGNED else x).double(), restated.double(state), names)
-    path, state = written(form, tmp_path / "pulled", {"quantize.embedding.weight": torch.cat([z[0, 3:4].float(),
-                                                                                            state["quantize.embedding.weight"][1:]])})
+    path, state = written(
+        form,
+        tmp_path / "pulled",
+        {"quantize.embedding.weight": torch.cat([z[0, 3:4].float(), state["quantize.embedding.weight"][1:]])},
+    )
     loaded = tokenizer(path, **sized(form))
     assert loaded.encode(x)[0, 3] == 0
     tokens = loaded.encode(x).clone()
@@ -291,7 +352,9 @@ def test_a_loaded_tokenizer_saves_and_loads_as_any_other(tmp_path):
         loaded = tokenizer(path, **sized(form))
         loaded.save_pretrained(tmp_path / f"{form} again")
         again = tokenizer(tmp_path / f"{form} again")
-        assert again.fingerprint == loaded.fingerprint and torch.equal(again.encode(images()), loaded.encode(images()))
+        assert again.fingerprint == loaded.fingerprint and torch.equal(
+            again.encode(images()), loaded.encode(images())
+        )
         same(again.decode(again.encode(images())), loaded.decode(again.encode(images())))
 
 
@@ -310,7 +373,11 @@ def test_delvm_exported(tmp_path, weights, half):
     """fp16 is what the converter writes; the weights are then those numbers, computed with in fp32."""
     state = draw(layouts.transformer_shapes, DELVM)
     state = {k: v.half() for k, v in state.items()} if half else state
-    lvm = lvm_of(layouts.write_transformer(tmp_path / "delvm", state, {**DELVM, "torch_dtype": "float16" if half else "float32"}, weights))
+    lvm = lvm_of(
+        layouts.write_transformer(
+            tmp_path / "delvm", state, {**DELVM, "torch_dtype": "float16" if half else "float32"}, weights
+        )
+    )
     ids = sentences()
     same(logits(lvm, ids), restated.logits(ids, {k: v.float() for k, v in state.items()}, HEADS, 1e-6))
     same(logits(lvm, ids), transformers_logits(state, DELVM, ids))
@@ -344,14 +411,18 @@ def test_the_rotary_planes_are_half_split(tmp_path, form):
     config = DELVM if form == "delvm_exported" else VIT
     state = draw(layouts.transformer_shapes, config)
     lvm = lvm_of(layouts.write_transformer(tmp_path / "delvm", state, config))
-    right, wrong = (restated.logits(sentences(), state, HEADS, 1e-6, interleaved) for interleaved in (False, True))
+    right, wrong = (
+        restated.logits(sentences(), state, HEADS, 1e-6, interleaved) for interleaved in (False, True)
+    )
     assert far(right, wrong)
     same(logits(lvm, sentences()), right)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "mlp_bias"])
 def test_delvm_vit(tmp_path, bias):
-    """LayerNorms with biases and a GELU of the exact kind, which its exported model has (its trainer's is the approximate one)."""
+    """LayerNorms with biases and a GELU of the exact kind, which its exported model has (its trainer's is the
+    approximate one).
+    """
     config = {**VIT, "mlp_bias": bias}
     state = draw(layouts.transformer_shapes, config)
     assert ("model.layers.0.mlp.fc1.bias" in state) == bias and "model.norm.bias" in state
@@ -367,9 +438,13 @@ def test_the_vits_epsilon_and_gelu_are_its_own(tmp_path):
     right, wrong = (restated.logits(sentences(), state, HEADS, eps) for eps in (1e-5, 1e-6))
     assert far(right, wrong)
     same(logits(lvm, sentences()), right)
-    scaled = {k: 2 * v if "mlp.fc" in k else v for k, v in state.items()}  # where the two kinds of GELU differ most
+    scaled = {
+        k: 2 * v if "mlp.fc" in k else v for k, v in state.items()
+    }  # where the two kinds of GELU differ most
     lvm = lvm_of(layouts.write_transformer(tmp_path / "scaled", scaled, VIT))
-    right, wrong = (restated.logits(sentences(), scaled, HEADS, 1e-6, approximate=rough) for rough in (False, True))
+    right, wrong = (
+        restated.logits(sentences(), scaled, HEADS, 1e-6, approximate=rough) for rough in (False, True)
+    )
     assert far(right, wrong, 1e-4)
     same(logits(lvm, sentences()), right)
 
@@ -399,7 +474,10 @@ def test_delvm_training(tmp_path, parts, prefix):
 
 def test_q_k_and_v_are_three_whole_blocks_of_wqkv(tmp_path):
     states = draw_training(TRAINING)
-    right, wrong = (restated.logits(sentences(), restated.exported(states, by_head), HEADS, 1e-5) for by_head in (0, HEADS))
+    right, wrong = (
+        restated.logits(sentences(), restated.exported(states, by_head), HEADS, 1e-5)
+        for by_head in (0, HEADS)
+    )
     assert far(right, wrong)
     same(logits(lvm_of(layouts.write_delvm_training(tmp_path / "run", states, TRAINING)), sentences()), right)
 
@@ -409,7 +487,12 @@ def test_the_factored_embedding_is_folded(tmp_path):
     codebook = states[0]["model.embedding.vq_model.quantize.embedding.weight"]
     projection = states[0]["model.embedding.embed_proj.weight"]
     lvm = lvm_of(layouts.write_delvm_training(tmp_path / "run", states, TRAINING))
-    torch.testing.assert_close(lvm.llama.model.embed_tokens.weight.double(), codebook.double() @ projection.double().T, atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        lvm.llama.model.embed_tokens.weight.double(),
+        codebook.double() @ projection.double().T,
+        atol=1e-7,
+        rtol=0,
+    )
     assert not [name for name, _ in lvm.named_parameters() if "vq_model" in name or "embed_proj" in name]
 
 
@@ -423,9 +506,21 @@ def test_the_trainers_own_kind_of_configuration_is_read(tmp_path):
 def test_half_of_a_tensor_parallel_model_is_refused(tmp_path):
     """Of two ranks the first holds half of every matrix, by rows or by columns."""
     whole = draw_training(TRAINING, (3,))[0]
-    by_rows, by_columns = ("Wqkv.weight", "Wqkv.bias", "w1.weight", "w2.weight", "head.weight"), ("out_proj.weight", "w3.weight")
-    halves = [{k: v.chunk(2)[rank] if k.endswith(by_rows) else v.chunk(2, 1)[rank] if k.endswith(by_columns) else v for k, v in whole.items()}
-              for rank in (0, 1)]
+    by_rows, by_columns = (
+        ("Wqkv.weight", "Wqkv.bias", "w1.weight", "w2.weight", "head.weight"),
+        ("out_proj.weight", "w3.weight"),
+    )
+    halves = [
+        {
+            k: v.chunk(2)[rank]
+            if k.endswith(by_rows)
+            else v.chunk(2, 1)[rank]
+            if k.endswith(by_columns)
+            else v
+            for k, v in whole.items()
+        }
+        for rank in (0, 1)
+    ]
     folder = layouts.write_delvm_training(tmp_path / "run", halves[:1], TRAINING)
     torch.save(halves[1], folder / "model_tp1_pp0.pt")
     with pytest.raises(CheckpointError, match="tp1|tensor|misshapen"):
@@ -454,8 +549,10 @@ def llama(folder, weights="model.safetensors", shards=1, changes=None):
     return layouts.write_transformer(folder, state, LLAMA, weights, shards), state
 
 
-@pytest.mark.parametrize("weights, shards", [("model.safetensors", 1), ("model.safetensors", 3), ("pytorch_model.bin", 1),
-                                             ("pytorch_model.bin", 3)])
+@pytest.mark.parametrize(
+    "weights, shards",
+    [("model.safetensors", 1), ("model.safetensors", 3), ("pytorch_model.bin", 1), ("pytorch_model.bin", 3)],
+)
 def test_lvm_llama(tmp_path, weights, shards):
     folder, state = llama(tmp_path / "lvm", weights, shards)
     lvm, ids = lvm_of(folder), sentences(codes=8192)
@@ -482,7 +579,10 @@ def test_code_0_is_an_ordinary_code_of_a_sentence(tmp_path, form):
     """It is read, written and a target."""
     if form == "delvm_training":
         states = draw_training(TRAINING)
-        folder, state = layouts.write_delvm_training(tmp_path / "m", states, TRAINING), restated.exported(states)
+        folder, state = (
+            layouts.write_delvm_training(tmp_path / "m", states, TRAINING),
+            restated.exported(states),
+        )
     elif form == "lvm_llama":
         folder, state = llama(tmp_path / "m")
     else:
@@ -498,7 +598,9 @@ def test_code_0_is_an_ordinary_code_of_a_sentence(tmp_path, form):
 
 @pytest.mark.parametrize("form", ["delvm_exported", "delvm_vit", "delvm_training", "lvm_llama"])
 def test_no_id_begins_ends_or_pads_a_sentence(tmp_path, form):
-    """DeLVM's files name none, and LVM's name 1 and 2, its library's defaults: kept, they would end what plain transformers generates."""
+    """DeLVM's files name none, and LVM's name 1 and 2, its library's defaults: kept, they would end what
+    plain transformers generates.
+    """
     lvm = lvm_of(damaged(form, tmp_path / "m", dict))
     assert lvm.config.bos_token_id is lvm.config.eos_token_id is lvm.config.pad_token_id is None
 
@@ -507,10 +609,14 @@ def test_saved_it_loads_in_plain_transformers(tmp_path):
     folder, _ = exported(tmp_path / "delvm")
     lvm = lvm_of(folder)
     lvm.save_pretrained(tmp_path / "saved", dtype=torch.float32)
-    plain, info = LlamaForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32, output_loading_info=True)
+    plain, info = LlamaForCausalLM.from_pretrained(
+        tmp_path / "saved", dtype=torch.float32, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     with torch.no_grad():
-        torch.testing.assert_close(plain(input_ids=sentences()).logits, logits(lvm, sentences()), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            plain(input_ids=sentences()).logits, logits(lvm, sentences()), atol=1e-6, rtol=0
+        )
     same(logits(lvm_of(tmp_path / "saved"), sentences()), logits(lvm, sentences()))
 
 
@@ -529,8 +635,17 @@ def test_save_delvm_writes_what_delvm_exports(tmp_path, form):
     lvm = lvm_of(folder)
     lvm.save_delvm(tmp_path / "saved")
     fields = json.loads((tmp_path / "saved/config.json").read_text())
-    for field in ("model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size", "rms_norm_eps",
-                  "bias", "max_position_embeddings"):
+    for field in (
+        "model_type",
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "intermediate_size",
+        "vocab_size",
+        "rms_norm_eps",
+        "bias",
+        "max_position_embeddings",
+    ):
         assert fields[field] == config[field], field
     shapes = {name: tuple(v.shape) for name, v in weights_in(tmp_path / "saved").items()}
     wanted = layouts.with_frequencies(draw(layouts.transformer_shapes, config), config)
@@ -541,13 +656,22 @@ def test_save_delvm_writes_what_delvm_exports(tmp_path, form):
 # What is refused
 
 FORMS = (*NAMES, "delvm_exported", "delvm_vit", "delvm_training", "lvm_llama")
-PICKLES = [("open_muse", "pytorch_model.bin"), ("taming", "last.ckpt"), ("llamagen", "vq.pt"), ("delvm_exported", "pytorch_model.bin"),
-           ("delvm_vit", "pytorch_model.bin"), ("delvm_training", "model_config.pt"), ("delvm_training", "model_tp0_pp1.pt"),
-           ("lvm_llama", "pytorch_model.bin")]
+PICKLES = [
+    ("open_muse", "pytorch_model.bin"),
+    ("taming", "last.ckpt"),
+    ("llamagen", "vq.pt"),
+    ("delvm_exported", "pytorch_model.bin"),
+    ("delvm_vit", "pytorch_model.bin"),
+    ("delvm_training", "model_config.pt"),
+    ("delvm_training", "model_tp0_pp1.pt"),
+    ("lvm_llama", "pytorch_model.bin"),
+]
 
 
 def damaged(form, folder, damage):
-    """A checkpoint whose state dict went through `damage` before it was written: what to give to from_pretrained."""
+    """A checkpoint whose state dict went through `damage` before it was written: what to give to
+    from_pretrained.
+    """
     if form == "open_muse":
         return layouts.write_open_muse(folder, damage(draw(layouts.open_muse_shapes, OPEN_MUSE)), OPEN_MUSE)
     if form == "taming":
@@ -555,9 +679,13 @@ def damaged(form, folder, damage):
     if form == "llamagen":
         return layouts.write_llamagen(folder / "vq.pt", model=damage(draw(layouts.llamagen_shapes, LLAMAGEN)))
     if form == "diffusers_vq":
-        return layouts.write_diffusers_vq(folder, damage(draw(layouts.diffusers_shapes, DIFFUSERS)), DIFFUSERS)
+        return layouts.write_diffusers_vq(
+            folder, damage(draw(layouts.diffusers_shapes, DIFFUSERS)), DIFFUSERS
+        )
     if form == "delvm_training":
-        return layouts.write_delvm_training(folder, [damage(s) for s in draw_training(TRAINING, (3,), "")], TRAINING)
+        return layouts.write_delvm_training(
+            folder, [damage(s) for s in draw_training(TRAINING, (3,), "")], TRAINING
+        )
     config = {"delvm_exported": DELVM, "delvm_vit": VIT, "lvm_llama": LLAMA}[form]
     return layouts.write_transformer(folder, damage(draw(layouts.transformer_shapes, config)), config)
 
@@ -574,8 +702,15 @@ def test_an_unharmed_one_loads(tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_all_that_does_not_fit_is_listed(tmp_path, form):
     """Whole, and under the names that the file has or should have."""
-    parts = {"delvm_training": ("norm1.weight", "mlp.w3.weight"), "delvm_vit": ("input_layernorm.bias", "mlp.fc2.weight")}
-    missing, misshapen = ("conv2.bias", "norm1.bias") if form in NAMES else parts.get(form, ("input_layernorm.weight", "down_proj.weight"))
+    parts = {
+        "delvm_training": ("norm1.weight", "mlp.w3.weight"),
+        "delvm_vit": ("input_layernorm.bias", "mlp.fc2.weight"),
+    }
+    missing, misshapen = (
+        ("conv2.bias", "norm1.bias")
+        if form in NAMES
+        else parts.get(form, ("input_layernorm.weight", "down_proj.weight"))
+    )
     lists = {}
 
     def damage(state):
@@ -583,7 +718,11 @@ def test_all_that_does_not_fit_is_listed(tmp_path, form):
         lists["missing"] = [k for k in mine if k.endswith(missing)][-7:]
         lists["misshapen"] = [k for k in mine if k.endswith(misshapen)][-7:]
         lists["unexpected"] = [f"surplus.{i}.weight" for i in range(7)]
-        state = {k: torch.cat([v, v[:1]]) if k in lists["misshapen"] else v for k, v in state.items() if k not in lists["missing"]}
+        state = {
+            k: torch.cat([v, v[:1]]) if k in lists["misshapen"] else v
+            for k, v in state.items()
+            if k not in lists["missing"]
+        }
         return state | {k: torch.zeros(2) for k in lists["unexpected"]}
 
     path = damaged(form, tmp_path / "model", damage)
@@ -600,7 +739,11 @@ def test_one_wrong_key_is_enough(tmp_path, form, what):
     names = []
 
     def damage(state):
-        name = next(k for k in reversed(state) if k.endswith(("decoder.conv_out.bias", "lm_head.weight", "head.weight")))
+        name = next(
+            k
+            for k in reversed(state)
+            if k.endswith(("decoder.conv_out.bias", "lm_head.weight", "head.weight"))
+        )
         names.append(f"{name}.more" if what == "unexpected" else name)
         if what == "missing":
             return {k: v for k, v in state.items() if k != name}
@@ -689,8 +832,14 @@ def test_the_wrong_kind_of_model_is_refused(tmp_path, form):
         lvm_of(path) if form in NAMES else tokenizer(path)
 
 
-@pytest.mark.parametrize("form, field, value", [("diffusers_vq", "act_fn", "relu"), ("delvm_exported", "hidden_act", "gelu"),
-                                                ("delvm_vit", "hidden_act", "silu")])
+@pytest.mark.parametrize(
+    "form, field, value",
+    [
+        ("diffusers_vq", "act_fn", "relu"),
+        ("delvm_exported", "hidden_act", "gelu"),
+        ("delvm_vit", "hidden_act", "silu"),
+    ],
+)
 def test_a_config_that_asks_for_another_function_is_refused(tmp_path, form, field, value):
     """None of the released ones does; no key or shape would tell."""
     path = damaged(form, tmp_path / "model", dict)
@@ -705,10 +854,19 @@ def change(file, field, value):
     file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
 
 
-@pytest.mark.parametrize("form, field, value", [
-    ("open_muse", "hidden_channels", "many"), ("diffusers_vq", "latent_channels", None), ("diffusers_vq", "latent_channels", "many"),
-    ("delvm_exported", "hidden_size", None), ("delvm_exported", "hidden_size", "many"), ("delvm_vit", "num_attention_heads", None),
-    ("delvm_vit", "num_attention_heads", -1), ("lvm_llama", "hidden_size", "many")])  # fmt: skip
+@pytest.mark.parametrize(
+    "form, field, value",
+    [
+        ("open_muse", "hidden_channels", "many"),
+        ("diffusers_vq", "latent_channels", None),
+        ("diffusers_vq", "latent_channels", "many"),
+        ("delvm_exported", "hidden_size", None),
+        ("delvm_exported", "hidden_size", "many"),
+        ("delvm_vit", "num_attention_heads", None),
+        ("delvm_vit", "num_attention_heads", -1),
+        ("lvm_llama", "hidden_size", "many"),
+    ],
+)
 def test_a_config_without_sense_is_refused(tmp_path, form, field, value):
     path = damaged(form, tmp_path / "model", dict)
     change(path / "config.json", field, value)

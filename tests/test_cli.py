@@ -9,16 +9,43 @@ from lvmlab.data.mini_world import World
 from lvmlab.data.store import build
 from lvmlab.lab import runs
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-          "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+]
+
 
 def lvmlab(*words: str, **options):
-    return subprocess.run([sys.executable, "-m", "lvmlab", *words], capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "lvmlab", *words], capture_output=True, text=True, timeout=120, **options
+    )
 
 
 def test_help_names_every_command():
     text = lvmlab("--help").stdout
-    for command in ("demo", "prompt", "evaluate", "tokenize", "train-tokenizer", "train", "cost", "runs", "bench"):
+    for command in (
+        "demo",
+        "prompt",
+        "evaluate",
+        "tokenize",
+        "train-tokenizer",
+        "train",
+        "cost",
+        "runs",
+        "bench",
+    ):
         assert command in text
 
 
@@ -37,12 +64,25 @@ def test_a_folder_of_pairs_becomes_a_store_and_goes_on(tmp_path):
         for name in (f"{i}.png", f"{i}-label.png"):
             Image.new("RGB", (90, 70), (40 * i, 100, 200)).save(tmp_path / "pairs" / name)
     for _ in range(2):
-        found = lvmlab("tokenize", str(tmp_path / "store"), str(tmp_path / "pairs"), "--task", "mine", "--parquet", str(tmp_path / "parquet"))
+        found = lvmlab(
+            "tokenize",
+            str(tmp_path / "store"),
+            str(tmp_path / "pairs"),
+            "--task",
+            "mine",
+            "--parquet",
+            str(tmp_path / "parquet"),
+        )
         assert found.returncode == 0, found.stderr
-        assert "holds 3 rows of mine" in found.stdout and (tmp_path / "parquet" / "mine.000000.parquet").is_file()
+        assert (
+            "holds 3 rows of mine" in found.stdout
+            and (tmp_path / "parquet" / "mine.000000.parquet").is_file()
+        )
     assert "0 members" in found.stdout, "what is there is not read again"
     found = lvmlab("tokenize", str(tmp_path / "other"), str(tmp_path / "nowhere"))
-    assert found.returncode != 0 and "nowhere is no folder" in found.stderr and "Traceback" not in found.stderr
+    assert (
+        found.returncode != 0 and "nowhere is no folder" in found.stderr and "Traceback" not in found.stderr
+    )
 
 
 def test_processes_of_a_launch_share_the_parts(tmp_path):
@@ -82,7 +122,9 @@ def test_a_prompt_of_picture_files_is_answered(tmp_path):
 
 
 def test_a_run_is_computed_once_and_found_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "folders", lambda: {"shipped": tmp_path / "shipped", "cache": tmp_path / "cache"})
+    monkeypatch.setattr(
+        runs, "folders", lambda: {"shipped": tmp_path / "shipped", "cache": tmp_path / "cache"}
+    )
     calls = []
     compute = lambda config: calls.append(config) or {"answer": config["x"] * 2}  # noqa: E731
     first, second = (runs.run("double", {"x": 21}, compute) for _ in range(2))
@@ -100,20 +142,49 @@ def test_one_command_trains_on_a_store_from_a_teacher_on_two_processes(tmp_path)
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.training.loop import read_log
 
-    build(tmp_path / "store", Tokenizer.from_pretrained("mini"), [World("segmentation", 4, workers=1)], progress=False)
-    command = ["train", str(tmp_path / "training"), "--store", str(tmp_path / "store"), "--teacher", "mini-student", "--objective", "js",
-               "--steps", "2", "--tokens", "1024", "--pairs", "4", "--precision", "fp32"]  # fmt: skip
+    build(
+        tmp_path / "store",
+        Tokenizer.from_pretrained("mini"),
+        [World("segmentation", 4, workers=1)],
+        progress=False,
+    )
+    command = [
+        "train",
+        str(tmp_path / "training"),
+        "--store",
+        str(tmp_path / "store"),
+        "--teacher",
+        "mini-student",
+        "--objective",
+        "js",
+        "--steps",
+        "2",
+        "--tokens",
+        "1024",
+        "--pairs",
+        "4",
+        "--precision",
+        "fp32",
+    ]
     found = subprocess.run([*LAUNCH, "-m", "lvmlab", *command], capture_output=True, text=True, timeout=280)
     assert found.returncode == 0, found.stderr[-3000:]
     log = read_log(tmp_path / "training")
     assert [r["step"] for r in log] == [0, 1]
     found = lvmlab(*command)
-    assert found.returncode == 0 and [r["step"] for r in read_log(tmp_path / "training")] == [0, 1], found.stderr
+    assert found.returncode == 0 and [r["step"] for r in read_log(tmp_path / "training")] == [0, 1], (
+        found.stderr
+    )
     found = lvmlab(*command[:1], str(tmp_path / "other"), *command[2:], "--objective", "sideways")
-    assert found.returncode != 0 and "Objective.name='sideways'" in found.stderr and "Traceback" not in found.stderr
+    assert (
+        found.returncode != 0
+        and "Objective.name='sideways'" in found.stderr
+        and "Traceback" not in found.stderr
+    )
 
 
 def test_costs_are_estimated():
     found = lvmlab("cost", "1b", "--tokens", "1e10", "--device", "A100", "--devices", "16", "--teacher", "1b")
-    assert found.returncode == 0 and "1164.2M parameters" in found.stdout and "13.79 h" in found.stdout, found.stdout
+    assert found.returncode == 0 and "1164.2M parameters" in found.stdout and "13.79 h" in found.stdout, (
+        found.stdout
+    )
     assert "choose from" in lvmlab("cost", "2b").stderr

@@ -38,7 +38,9 @@ def test_parameters_are_counted(shape):
 
 
 def test_the_family_has_the_published_sizes():
-    assert [round(cost.parameters(SHAPES[name]) / 1e6) for name in ("80m", "300m", "1b")] == pytest.approx([80, 300, 1150], rel=0.06)
+    assert [round(cost.parameters(SHAPES[name]) / 1e6) for name in ("80m", "300m", "1b")] == pytest.approx(
+        [80, 300, 1150], rel=0.06
+    )
 
 
 def test_flops_are_those_torch_counts():
@@ -46,31 +48,55 @@ def test_flops_are_those_torch_counts():
     attention = MEDIUM.layers * 4 * MEDIUM.width * 512 / 2  # which torch does not count on a CPU
     with FlopCounterMode(display=False) as counter:
         logits = lvm(tokens)
-    assert cost.forward_flops(MEDIUM, 512) - attention == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.01)
+    assert cost.forward_flops(MEDIUM, 512) - attention == pytest.approx(
+        counter.get_total_flops() / tokens.numel(), rel=0.01
+    )
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
-    assert 2 * (cost.forward_flops(MEDIUM, 512) - attention) == pytest.approx(counter.get_total_flops() / tokens.numel(), rel=0.05)
+    assert 2 * (cost.forward_flops(MEDIUM, 512) - attention) == pytest.approx(
+        counter.get_total_flops() / tokens.numel(), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
 def test_memory_is_within_a_fifth_of_what_is_measured(mode):
     def peak(sentences):  # glibc told to give back what is freed: left alone it keeps half as much again
         env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        found = subprocess.run([sys.executable, "-c", PEAK, str(sentences), mode], capture_output=True, text=True, check=True, env=env)
+        found = subprocess.run(
+            [sys.executable, "-c", PEAK, str(sentences), mode],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=env,
+        )
         return int(found.stdout)
 
-    measured = peak(7) - peak(2)  # what five sentences more take: activations alone, whatever the libraries take
-    estimate = cost.memory(MEDIUM, 7 * 1024, bf16=mode == "bf16") - cost.memory(MEDIUM, 2 * 1024, bf16=mode == "bf16")
+    measured = peak(7) - peak(
+        2
+    )  # what five sentences more take: activations alone, whatever the libraries take
+    estimate = cost.memory(MEDIUM, 7 * 1024, bf16=mode == "bf16") - cost.memory(
+        MEDIUM, 2 * 1024, bf16=mode == "bf16"
+    )
     assert estimate == pytest.approx(measured, rel=0.2)
 
 
 def test_hours_follow_from_the_device_and_a_teacher_adds_its_passes():
     one = cost.cost("300m", 1e9, "A100", length=2048)
-    assert one.hours == pytest.approx(3 * cost.forward_flops(SHAPES["300m"], 2048) * 1e9 / (312e12 * 0.4) / 3600)
+    assert one.hours == pytest.approx(
+        3 * cost.forward_flops(SHAPES["300m"], 2048) * 1e9 / (312e12 * 0.4) / 3600
+    )
     taught = cost.cost("300m", 1e9, "A100", length=2048, teacher="1b")
-    assert taught.flops / one.flops == pytest.approx(1 + cost.forward_flops(SHAPES["1b"], 2048) / 3 / cost.forward_flops(SHAPES["300m"], 2048))
-    assert cost.cost("300m", 1e9, "A100", devices=8).hours == pytest.approx(cost.cost("300m", 1e9, "A100").hours / 8)
-    assert "299.5M parameters" in str(one) and str(one).endswith(" h") and str(cost.cost("1b", 1e12, "A100")).endswith(" days")
+    assert taught.flops / one.flops == pytest.approx(
+        1 + cost.forward_flops(SHAPES["1b"], 2048) / 3 / cost.forward_flops(SHAPES["300m"], 2048)
+    )
+    assert cost.cost("300m", 1e9, "A100", devices=8).hours == pytest.approx(
+        cost.cost("300m", 1e9, "A100").hours / 8
+    )
+    assert (
+        "299.5M parameters" in str(one)
+        and str(one).endswith(" h")
+        and str(cost.cost("1b", 1e12, "A100")).endswith(" days")
+    )
     for given in ({"shape": "2b"}, {"shape": "80m", "device": "V100"}):
         with pytest.raises(ValueError, match="choose from"):
             cost.cost(**given, tokens=1.0)

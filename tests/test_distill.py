@@ -1,4 +1,6 @@
-"""Every objective against its formula by hand in float64; chunks, masks, caches, and a training with a teacher."""
+"""Every objective against its formula by hand in float64; chunks, masks, caches, and a training with a
+teacher.
+"""
 
 import json
 from dataclasses import replace
@@ -51,16 +53,32 @@ def by_hand(objective, hidden, head, targets, weights, word):
         ce = (1 - a) * ce + a * -np.log(q1).mean(-1)
         return objective.ce * (w * ce).sum()
     mixed = a * p + (1 - a) * q if a else None
-    found = {"forward": lambda: kl(p, q), "reverse": lambda: kl(q, p), "skew": lambda: kl(p, mixed),
-             "js": lambda: a * kl(p, mixed) + (1 - a) * kl(q, mixed),
-             "own": lambda: kl(p, q) * (softmax(teacher_logits).max(-1) >= objective.sure)}[objective.name]()
+    found = {
+        "forward": lambda: kl(p, q),
+        "reverse": lambda: kl(q, p),
+        "skew": lambda: kl(p, mixed),
+        "js": lambda: a * kl(p, mixed) + (1 - a) * kl(q, mixed),
+        "own": lambda: kl(p, q) * (softmax(teacher_logits).max(-1) >= objective.sure),
+    }[objective.name]()
     return objective.ce * (w * ce).sum() + objective.kd * t * t * (w * found).sum()
 
 
-@pytest.mark.parametrize("objective", [
-    Objective(), Objective(ce=0.5, kd=2.0, temperature=3.0), Objective("reverse", temperature=2.0), Objective("js"),
-    Objective("js", amount=0.2, temperature=2.0), Objective("skew"), Objective("skew", amount=0.3, temperature=4.0), Objective("own", sure=0.4),
-    Objective("smoothing"), Objective("smoothing", amount=0.3)], ids=lambda o: f"{o.name}-{o.temperature}-{o.amount}")  # fmt: skip
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(),
+        Objective(ce=0.5, kd=2.0, temperature=3.0),
+        Objective("reverse", temperature=2.0),
+        Objective("js"),
+        Objective("js", amount=0.2, temperature=2.0),
+        Objective("skew"),
+        Objective("skew", amount=0.3, temperature=4.0),
+        Objective("own", sure=0.4),
+        Objective("smoothing"),
+        Objective("smoothing", amount=0.3),
+    ],
+    ids=lambda o: f"{o.name}-{o.temperature}-{o.amount}",
+)
 def test_an_objective_is_its_formula(given, objective, monkeypatch):
     hidden, head, targets, weights, word = given
     expected = by_hand(objective, *given)
@@ -80,10 +98,14 @@ def test_an_objective_is_its_formula(given, objective, monkeypatch):
 def test_hidden_states_are_compared_through_a_projection(given):
     hidden, head, targets, weights, word = given
     projection = nn.Linear(WIDTH, 6, bias=False)
-    found = distill.criterion(Objective("hidden", ce=0.0), word, projection=projection)(hidden, head, targets, weights)
+    found = distill.criterion(Objective("hidden", ce=0.0), word, projection=projection)(
+        hidden, head, targets, weights
+    )
     ours, theirs = (hidden @ projection.weight.T).detach().double(), word.hidden.double()
     unit = [x / x.square().mean(-1, keepdim=True).sqrt() for x in (ours, theirs)]
-    assert found.item() == pytest.approx((weights * (unit[0] - unit[1]).square().mean(-1)).sum().item(), rel=1e-5)
+    assert found.item() == pytest.approx(
+        (weights * (unit[0] - unit[1]).square().mean(-1)).sum().item(), rel=1e-5
+    )
 
 
 def test_tokens_of_weight_zero_are_left_out(given):
@@ -91,7 +113,9 @@ def test_tokens_of_weight_zero_are_left_out(given):
     weights = weights.clone()
     weights[:6] = 0
     whole = distill.criterion(Objective(), word)(hidden, head, targets, weights)
-    rest = distill.criterion(Objective(), word.part(slice(6, None)))(hidden[6:], head, targets[6:], weights[6:])
+    rest = distill.criterion(Objective(), word.part(slice(6, None)))(
+        hidden[6:], head, targets[6:], weights[6:]
+    )
     assert whole.item() == pytest.approx(rest.item(), rel=1e-6)
     plain = distill.criterion(Objective(kd=0.0), word)(hidden, head, targets, weights)
     assert plain.item() == pytest.approx(cross_entropy(hidden, head, targets, weights).item(), rel=1e-5)
@@ -100,9 +124,20 @@ def test_tokens_of_weight_zero_are_left_out(given):
 def test_eight_bits_say_what_the_teacher_says(given):
     hidden, head, targets, weights, word = given
     log = word.log() * 3  # a surer teacher: its least likely codes are far away
-    cached = teacher.Levels(*(x.to(torch.uint8) if i == 0 else x for i, x in enumerate(teacher._levels(log.log_softmax(-1)))))
-    for objective in (Objective(), Objective("reverse"), Objective("js"), Objective("skew"), Objective(temperature=4.0)):
-        exact, found = (distill.divergence(objective, p, hidden @ head.T).mean() for p in (log.log_softmax(-1), cached.log()))
+    cached = teacher.Levels(
+        *(x.to(torch.uint8) if i == 0 else x for i, x in enumerate(teacher._levels(log.log_softmax(-1))))
+    )
+    for objective in (
+        Objective(),
+        Objective("reverse"),
+        Objective("js"),
+        Objective("skew"),
+        Objective(temperature=4.0),
+    ):
+        exact, found = (
+            distill.divergence(objective, p, hidden @ head.T).mean()
+            for p in (log.log_softmax(-1), cached.log())
+        )
         assert found.item() == pytest.approx(exact.item(), rel=0.02)
 
 
@@ -124,7 +159,10 @@ def test_the_top_codes_and_their_tail_support_forward_kl_alone(given):
         distill.criterion(Objective())
 
 
-@pytest.mark.parametrize("field, value", [("name", "backward"), ("ce", -1), ("kd", -1), ("temperature", 0), ("sure", 2), ("share", 0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("name", "backward"), ("ce", -1), ("kd", -1), ("temperature", 0), ("sure", 2), ("share", 0)],
+)
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"Objective.{field}="):
         Objective(**{field: value})
@@ -134,16 +172,32 @@ def test_a_wrong_field_is_named(field, value):
 def frozen(tmp_path_factory):
     """A list of eight sentences with a teacher's word on it, and the teacher."""
     root = tmp_path_factory.mktemp("frozen")
-    write_store(root / "store", {"segmentation": np.random.default_rng(0).integers(0, SMALL.vocab, (6, 4, 2, 16)).astype(np.uint16)})
+    write_store(
+        root / "store",
+        {"segmentation": np.random.default_rng(0).integers(0, SMALL.vocab, (6, 4, 2, 16)).astype(np.uint16)},
+    )
     drawn = Drawn(root / "store", RECIPE, steps=4, seed=0, tokens_per_image=16)
-    folder, lvm = freeze(root / "list", drawn, 8, drawn.identity), LVM.from_shape(replace(SMALL, width=48), seed=1)
+    folder, lvm = (
+        freeze(root / "list", drawn, 8, drawn.identity),
+        LVM.from_shape(replace(SMALL, width=48), seed=1),
+    )
     write_cache(folder, lvm, batch=3, progress=False)
     return root, lvm.eval()
 
 
 def student(where, source, objective=None, lvm=None, **options):
-    return train_lvm(source, where, shape=SMALL, config=CONFIG, recipe=RECIPE, tokens_per_image=16, teacher=lvm, objective=objective,
-                     progress=False, **options)  # fmt: skip
+    return train_lvm(
+        source,
+        where,
+        shape=SMALL,
+        config=CONFIG,
+        recipe=RECIPE,
+        tokens_per_image=16,
+        teacher=lvm,
+        objective=objective,
+        progress=False,
+        **options,
+    )
 
 
 def test_a_list_gives_every_sentence_once_an_epoch_in_the_seeds_order(frozen):
@@ -153,7 +207,9 @@ def test_a_list_gives_every_sentence_once_an_epoch_in_the_seeds_order(frozen):
     assert sorted(rows[0] + rows[1]) == sorted(rows[2] + rows[3]) == list(range(8)) and rows[:2] != rows[2:]
     assert rows[0] != two.rows(0).tolist()
     halves = [one(1, part, 2) for part in (0, 1)]
-    assert {tuple(t) for half in halves for t in half["tokens"].tolist()} == {tuple(t) for t in one(1, 0, 1)["tokens"].tolist()}
+    assert {tuple(t) for half in halves for t in half["tokens"].tolist()} == {
+        tuple(t) for t in one(1, 0, 1)["tokens"].tolist()
+    }
     with pytest.raises(ValueError, match="another list"):
         freeze(root / "list", None, 9, {})
 

@@ -9,7 +9,9 @@ from lvmlab.lab.studies import common, scaling
 from lvmlab.lab.studies import distillation as study
 from lvmlab.model.lvm import LVM
 
-TINY = study.Setting(steps=4, tokens=1024, seeds=2, groups=2, prompts=2, curve=2, tune=2, teacher_steps=2, precision="fp32")
+TINY = study.Setting(
+    steps=4, tokens=1024, seeds=2, groups=2, prompts=2, curve=2, tune=2, teacher_steps=2, precision="fp32"
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,9 @@ def test_arms_differ_in_what_they_say_alone():
     named = ("arm", "objective", "shape", "only", "times")
     assert all(study.config(name, TINY) | {k: whole[k] for k in named} == whole for name in study.ARMS)
     student, teacher = (LVM.from_shape(shape).num_parameters for shape in (study.MICRO, study.TEACHER))
-    assert study.ARMS["alone, the teacher's compute too"].times == pytest.approx(1 + 2 * teacher / (6 * student), rel=0.05)
+    assert study.ARMS["alone, the teacher's compute too"].times == pytest.approx(
+        1 + 2 * teacher / (6 * student), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("name", ["alone", "forward", "pose, forward"])
@@ -34,31 +38,45 @@ def test_an_arm_tunes_trains_and_scores(cache, name):
     assert [row["seed"] for row in record["result"]] == [0, 1]
     row = record["result"][0]
     tuning = study.tuning(name, TINY)["result"]
-    assert [one["lr"] for one in tuning] == [1e-3, 2e-3] and row["lr"] == min(tuning, key=lambda one: one["loss"])["lr"]
-    assert set(row["losses"]) == ({"pose"} if "pose" in name else {"segmentation", "selection", "pose", "derain", "motion"})
+    assert [one["lr"] for one in tuning] == [1e-3, 2e-3] and row["lr"] == min(
+        tuning, key=lambda one: one["loss"]
+    )["lr"]
+    assert set(row["losses"]) == (
+        {"pose"} if "pose" in name else {"segmentation", "selection", "pose", "derain", "motion"}
+    )
     assert 0 <= row["losses"]["pose"]["accuracy"] <= 1 and row["flops"]["student"] > 0
     assert (row["flops"]["teacher"] > 0) == (name != "alone")
     mean, low, high = study.gained({name: record, "alone": record}, name, "pose", against=name)
     assert mean == low == high == 0 and "seeds each" in common.provenance({name: record})
-    assert ("teacher" in row) == (name == "pose, forward") and all(loss > 0 for loss in row.get("teacher", {}).values())
+    assert ("teacher" in row) == (name == "pose, forward") and all(
+        loss > 0 for loss in row.get("teacher", {}).values()
+    )
 
 
 def test_the_share_of_the_gap_by_hand():
     def record(*losses):
         return {"result": [{"losses": {"pose": {"cross entropy": loss}}} for loss in losses]}
 
-    share, low, high = study.closed({"alone": record(3.0, 3.2), "taught": record(2.5, 2.9)}, "taught", "pose", 2.0)
+    share, low, high = study.closed(
+        {"alone": record(3.0, 3.2), "taught": record(2.5, 2.9)}, "taught", "pose", 2.0
+    )
     assert share == pytest.approx((0.5 / 1.0 + 0.3 / 1.2) / 2) and low < share < high
 
 
 def test_val_drops_objectives_early(cache, monkeypatch):
     ends = dict(zip(study.SCREENED, (3.0, 1.0, 5.0, 2.0, 4.0), strict=True))
-    monkeypatch.setattr(study, "tuning", lambda name, setting, **_: {"result": [{"lr": 1e-3, "loss": ends[name]}, {"lr": 2e-3, "loss": 9.0}]})
+    monkeypatch.setattr(
+        study,
+        "tuning",
+        lambda name, setting, **_: {"result": [{"lr": 1e-3, "loss": ends[name]}, {"lr": 2e-3, "loss": 9.0}]},
+    )
     assert set(study.ARMS) - set(study.chosen(TINY)) == {"reverse", "skew", "own"}
 
 
 def test_a_size_trains_along_a_trunk(cache):
-    setting = scaling.Setting(budgets=(5, 10), tokens=1024, seeds=1, groups=2, prompts=2, tune=2, precision="fp32")
+    setting = scaling.Setting(
+        budgets=(5, 10), tokens=1024, seeds=1, groups=2, prompts=2, tune=2, precision="fp32"
+    )
     record = scaling.size("0.3M", setting)
     assert [(row["budget"], row["tokens"]) for row in record["result"]] == [(5, 6 * 1024), (10, 12 * 1024)]
     assert scaling.points({"0.3M": record}).shape == (2, 4)

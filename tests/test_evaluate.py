@@ -1,4 +1,6 @@
-"""Evaluation: rows are complete, deterministic, resumable and honest about what a model that knows nothing scores."""
+"""Evaluation: rows are complete, deterministic, resumable and honest about what a model that knows nothing
+scores.
+"""
 
 import json
 import math
@@ -16,9 +18,24 @@ from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.world import tasks
 
 KEYS = {
-    "model", "task", "setting", "condition", "examples", "metric", "score", "low", "high", "ceiling", "floors", "skill", "skill_low",
-    "skill_high", "prompts", "sources", "seconds",
-}  # fmt: skip
+    "model",
+    "task",
+    "setting",
+    "condition",
+    "examples",
+    "metric",
+    "score",
+    "low",
+    "high",
+    "ceiling",
+    "floors",
+    "skill",
+    "skill_low",
+    "skill_high",
+    "prompts",
+    "sources",
+    "seconds",
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +50,10 @@ def lvm():
 
 
 def test_rows_have_every_field_and_a_second_call_computes_nothing(tokenizer, lvm, tmp_path, monkeypatch):
-    jobs = [ev.Job("segmentation", prompts=3, split="val"), ev.Job("motion", prompts=3, examples=1, split="val")]
+    jobs = [
+        ev.Job("segmentation", prompts=3, split="val"),
+        ev.Job("motion", prompts=3, examples=1, split="val"),
+    ]
     rows = ev.evaluate({"x": lvm}, tokenizer, jobs, tmp_path, progress=False)
     assert {r["metric"] for r in rows} == {"IoU", "PSNR", "SSIM"}
     assert all(KEYS <= set(r) for r in rows)
@@ -43,7 +63,9 @@ def test_rows_have_every_field_and_a_second_call_computes_nothing(tokenizer, lvm
 
 
 def test_both_right_takes_the_straight_answers_where_they_are_known(tokenizer, lvm, monkeypatch):
-    right, swapped = (ev.Job("segmentation", condition=c, prompts=3, split="val") for c in ("right", "conflicting"))
+    right, swapped = (
+        ev.Job("segmentation", condition=c, prompts=3, split="val") for c in ("right", "conflicting")
+    )
     alone = ev.evaluate({"x": lvm}, tokenizer, [swapped], progress=False)
     monkeypatch.setattr(ev, "draw", lambda *a: pytest.fail("answered again"))
     together = ev.evaluate({"x": lvm}, tokenizer, [right, swapped], progress=False)
@@ -55,17 +77,28 @@ def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     found, right = ev.answer_loss(lvm, ev.encoded(tokenizer, asked), tokenizer.tokens, batch=2)
     for sentence, loss in zip(asked, found, strict=True):
         tokens = tokenizer.encode(ev.from_uint8(sentence.pictures())).view(1, -1).clone()
-        weights = torch.zeros(tokens.shape).index_fill(1, torch.arange(tokens.shape[1] - 64, tokens.shape[1]), 1.0)
+        weights = torch.zeros(tokens.shape).index_fill(
+            1, torch.arange(tokens.shape[1] - 64, tokens.shape[1]), 1.0
+        )
         assert loss == pytest.approx(lvm.loss(tokens, weights).item(), rel=1e-4)
-    guessed = [(lvm(ev.encoded(tokenizer, [s])[:, :-1]).argmax(-1)[:, -64:] == ev.encoded(tokenizer, [s])[:, -64:]).float().mean() for s in asked]
+    guessed = [
+        (lvm(ev.encoded(tokenizer, [s])[:, :-1]).argmax(-1)[:, -64:] == ev.encoded(tokenizer, [s])[:, -64:])
+        .float()
+        .mean()
+        for s in asked
+    ]
     assert right == pytest.approx([float(g) for g in guessed])
     every = ev.picture_losses(lvm, ev.encoded(tokenizer, asked), 64, batch=2)
     assert every.shape == (3, 5, 64) and every[:, -1].mean(1) == pytest.approx(found, rel=1e-5)
     p = lvm(ev.encoded(tokenizer, asked)[:, :-1])[:, -64:].softmax(-1)
-    assert ev.unsure(lvm, ev.encoded(tokenizer, asked), 64, batch=2) == pytest.approx(-(p * p.log()).sum(-1).detach().numpy(), rel=1e-4)
+    assert ev.unsure(lvm, ev.encoded(tokenizer, asked), 64, batch=2) == pytest.approx(
+        -(p * p.log()).sum(-1).detach().numpy(), rel=1e-4
+    )
     assert found.shape == (3,) and abs(found.mean() - math.log(1024)) < 0.5, "an untrained model guesses"
     both = ev.perplexities(np.array([0.0, math.log(4)]))
-    assert both == pytest.approx({"cross entropy": math.log(2), "perplexity (DeLVM)": 2.0, "perplexity (LVM)": 2.5})
+    assert both == pytest.approx(
+        {"cross entropy": math.log(2), "perplexity (DeLVM)": 2.0, "perplexity (LVM)": 2.5}
+    )
 
 
 def test_every_planned_job_can_be_scored(tokenizer):
@@ -75,7 +108,9 @@ def test_every_planned_job_can_be_scored(tokenizer):
 
 
 def test_an_untrained_model_has_no_skill(tokenizer, lvm):
-    row = ev.evaluate({"x": lvm}, tokenizer, [ev.Job("segmentation", prompts=6, split="val")], progress=False)[0]
+    row = ev.evaluate(
+        {"x": lvm}, tokenizer, [ev.Job("segmentation", prompts=6, split="val")], progress=False
+    )[0]
     assert row["skill"] is None or row["skill"] < 0.3
     assert row["low"] <= row["score"] <= row["high"]
 
@@ -128,7 +163,9 @@ def test_trained_objects_are_those_of_the_training_split():
     assert all(pair.source in known for s in found for pair in s.pairs)
 
 
-@pytest.mark.parametrize("bad", [{"task": "sing"}, {"setting": "dream"}, {"condition": "odd"}, {"examples": 0}, {"examples": 8}])
+@pytest.mark.parametrize(
+    "bad", [{"task": "sing"}, {"setting": "dream"}, {"condition": "odd"}, {"examples": 0}, {"examples": 8}]
+)
 def test_a_job_names_what_is_wrong_with_it(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         ev.Job(**{"task": "pose", **bad})
@@ -146,7 +183,9 @@ def test_pictures_of_prompts_and_scores(tokenizer, lvm, tmp_path):
     page = sheet([("derain", sentences, [{"copy": s.pairs[-1].image} for s in sentences])])
     assert page.width > 1000 and np.asarray(page).std() > 20
     many, _ = strip(sentences[0], {name: sentences[0].pairs[-1].image for name in "abcdefgh"})
-    assert (np.asarray(many)[:, -64:] == sentences[0].pairs[-1].label).all(), "the truth is whole, however many answers stand before it"
+    assert (np.asarray(many)[:, -64:] == sentences[0].pairs[-1].label).all(), (
+        "the truth is whole, however many answers stand before it"
+    )
     rows = ev.evaluate({"x": lvm}, tokenizer, [job], progress=False)
     assert "PSNR" in table(rows)
     if rows[0]["skill"] is not None:
@@ -169,13 +208,25 @@ def test_the_gallery_shows_the_worst_answers_one_a_source(tokenizer, lvm, tmp_pa
         gallery(lvm, "x", tokenizer, jobs, tmp_path)
     ev.evaluate({"x": lvm}, tokenizer, jobs, tmp_path, progress=False)
     assert gallery(lvm, "x", tokenizer, jobs, tmp_path, count=2).width > 300
-    with pytest.raises(FileNotFoundError, match="segmentation"):  # other weights' answers are not these weights'
-        gallery(LVM.from_shape(replace(SHAPES["tiny"], context=1024, vocab=1024), seed=1), "x", tokenizer, jobs, tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match="segmentation"
+    ):  # other weights' answers are not these weights'
+        gallery(
+            LVM.from_shape(replace(SHAPES["tiny"], context=1024, vocab=1024), seed=1),
+            "x",
+            tokenizer,
+            jobs,
+            tmp_path,
+        )
 
 
 def test_the_answer_is_the_mean_of_sampled_ones_or_the_greedy_one(tokenizer, lvm):
     asked = ev.encoded(tokenizer, ev.prompts(ev.Job("segmentation", prompts=2, split="val")))
-    tokens, again, greedy = ev.answer(lvm, asked, 64), ev.answer(lvm, asked, 64), ev.answer(lvm, asked, 64, answers=1)
+    tokens, again, greedy = (
+        ev.answer(lvm, asked, 64),
+        ev.answer(lvm, asked, 64),
+        ev.answer(lvm, asked, 64, answers=1),
+    )
     assert tokens.shape == (2, ev.ANSWERS, 64) and torch.equal(tokens, again) and greedy.shape == (2, 1, 64)
     assert len(tokens[0].unique(dim=0)) > 1
     whole = tokenizer.decode(tokens[0]).mean(0).mul(255).round()

@@ -36,7 +36,9 @@ def test_a_changed_file_set_or_version_is_named():
 
 
 def test_every_set_is_frozen():
-    names = {"/".join((split, task, *(("new encoding",) if held else ()))) for split, task, held in frozen.sets()}
+    names = {
+        "/".join((split, task, *(("new encoding",) if held else ()))) for split, task, held in frozen.sets()
+    }
     assert set(committed()["sets"]) == names and len(names) == len(frozen.sets())
     assert len(set(committed()["sets"].values())) == len(names)
 
@@ -44,7 +46,12 @@ def test_every_set_is_frozen():
 def test_a_digest_is_deterministic_and_tells_sets_apart(monkeypatch):
     first = frozen.digest("val", "segmentation", False, prompts=2)
     assert first == frozen.digest("val", "segmentation", False, prompts=2)
-    others = [("val", "derain", False, 2), ("test", "segmentation", False, 2), ("val", "segmentation", True, 2), ("val", "segmentation", False, 1)]
+    others = [
+        ("val", "derain", False, 2),
+        ("test", "segmentation", False, 2),
+        ("val", "segmentation", True, 2),
+        ("val", "segmentation", False, 1),
+    ]
     assert len({first, *(frozen.digest(*other) for other in others)}) == 5
     monkeypatch.setattr(scenes, "CROP", (0.2, 0.9))
     assert frozen.digest("val", "segmentation", False, prompts=2) != first

@@ -13,7 +13,9 @@ RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 def near(got, expected, tolerance=1e-6):
-    torch.testing.assert_close(got, torch.as_tensor(np.asarray(expected), dtype=torch.float32), atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        got, torch.as_tensor(np.asarray(expected), dtype=torch.float32), atol=tolerance, rtol=0
+    )
 
 
 def chw(array):
@@ -30,14 +32,26 @@ def test_every_kind_of_source_gives_the_same_pixels(photo):
     expected = chw(RGB / 255)
     with open(photo, "rb") as f:
         near(images.load(f), expected)
-    for source in (photo, str(photo), photo.read_bytes(), Image.open(photo), RGB, torch.from_numpy(RGB).permute(2, 0, 1),
-                   io.BytesIO(photo.read_bytes()), (RGB / 255).astype(np.float32), RGB.astype(np.uint16) * 257, RGB[:, ::1]):
+    for source in (
+        photo,
+        str(photo),
+        photo.read_bytes(),
+        Image.open(photo),
+        RGB,
+        torch.from_numpy(RGB).permute(2, 0, 1),
+        io.BytesIO(photo.read_bytes()),
+        (RGB / 255).astype(np.float32),
+        RGB.astype(np.uint16) * 257,
+        RGB[:, ::1],
+    ):
         picture = images.load(source)
         assert picture.dtype == torch.float32 and picture.is_contiguous()
         near(picture, expected)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "La", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]
+)
 def test_every_mode(mode):
     grey = np.linspace(0, 1, 600).reshape(20, 30)
     if mode in ("I", "I;16"):
@@ -150,10 +164,22 @@ def test_decompression_bomb(tmp_path, side):
     refuse(tmp_path / "bomb.png", "bomb.png", "make it smaller")
 
 
-@pytest.mark.parametrize("array", [
-    np.full((4, 4, 3), np.nan, np.float32), np.full((4, 4, 3), 2.0), np.full((4, 4, 3), -0.5), np.zeros((4, 4, 5)), np.zeros((0, 4, 3)),
-    np.zeros(4), np.zeros((2, 3, 4, 4)), np.zeros((4, 4, 3), np.int64), np.array([["a"]]), torch.zeros(5, 4, 3), torch.full((3, 4, 4), torch.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((4, 4, 3), np.nan, np.float32),
+        np.full((4, 4, 3), 2.0),
+        np.full((4, 4, 3), -0.5),
+        np.zeros((4, 4, 5)),
+        np.zeros((0, 4, 3)),
+        np.zeros(4),
+        np.zeros((2, 3, 4, 4)),
+        np.zeros((4, 4, 3), np.int64),
+        np.array([["a"]]),
+        torch.zeros(5, 4, 3),
+        torch.full((3, 4, 4), torch.inf),
+    ],
+)
 def test_bad_arrays(array):
     refuse(array)
 

@@ -26,7 +26,13 @@ def tokenizer():
 
 @pytest.fixture
 def saved(lvm, tmp_path):
-    lvm.save_pretrained(tmp_path / "model", tokenizer_fingerprint="0123", log=[{"step": 0}], card="# a card", dtype=torch.float32)
+    lvm.save_pretrained(
+        tmp_path / "model",
+        tokenizer_fingerprint="0123",
+        log=[{"step": 0}],
+        card="# a card",
+        dtype=torch.float32,
+    )
     return tmp_path / "model"
 
 
@@ -34,8 +40,16 @@ def sentences(rows=3, length=40, codes=CODES):
     return torch.randint(0, codes, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name, low, high", [
-    ("mini-student", 2, 3), ("mini-teacher", 7, 10), ("80m", 75, 85), ("300m", 291, 300), ("1b", 1148, 1165)])
+@pytest.mark.parametrize(
+    "name, low, high",
+    [
+        ("mini-student", 2, 3),
+        ("mini-teacher", 7, 10),
+        ("80m", 75, 85),
+        ("300m", 291, 300),
+        ("1b", 1148, 1165),
+    ],
+)
 def test_shapes_have_the_published_sizes(name, low, high):
     with torch.device("meta"):
         lvm = LVM.from_shape(name)
@@ -45,15 +59,22 @@ def test_shapes_have_the_published_sizes(name, low, high):
     attention = lvm.llama.model.layers[0].self_attn
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
         assert projection.bias is not None  # as in DeLVM
-    assert lvm.llama.lm_head.bias is None and lvm.llama.lm_head.weight is not lvm.llama.model.embed_tokens.weight
-    assert lvm.config.rms_norm_eps == 1e-5 and lvm.config.eos_token_id is lvm.config.bos_token_id is lvm.config.pad_token_id is None
+    assert (
+        lvm.llama.lm_head.bias is None and lvm.llama.lm_head.weight is not lvm.llama.model.embed_tokens.weight
+    )
+    assert (
+        lvm.config.rms_norm_eps == 1e-5
+        and lvm.config.eos_token_id is lvm.config.bos_token_id is lvm.config.pad_token_id is None
+    )
 
 
 def test_a_seed_decides_the_weights_and_leaves_the_global_one_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one, same, other = (LVM.from_shape("tiny", seed=s).llama.lm_head.weight for s in (0, 0, 1))
-    assert torch.equal(one, same) and not torch.equal(one, other) and torch.equal(before, torch.get_rng_state())
+    assert (
+        torch.equal(one, same) and not torch.equal(one, other) and torch.equal(before, torch.get_rng_state())
+    )
 
 
 @pytest.mark.parametrize("shape", [{"heads": 3}, {"layers": 0}, {"width": 1.5}])
@@ -119,16 +140,27 @@ def test_more_logits_than_a_chunk_are_never_held(monkeypatch):
     assert held.numel <= 8 * 128 * 4096 / 4
 
 
-@pytest.mark.parametrize("tokens, message", [
-    (torch.zeros(2, 8), "float32"), (torch.zeros(8, dtype=torch.int64), r"\(8,\)"), (torch.zeros(0, 8, dtype=torch.int64), r"\(0, 8\)"),
-    (torch.full((1, 8), CODES), f"id {CODES} is out of range"), (torch.full((1, 8), -100), "id -100 is out of range"),
-    (torch.zeros(1, 257, dtype=torch.int64), "context of 256"), (torch.zeros(1, 1, dtype=torch.int64), "at least 2"), ([1, 2], "list")])
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        (torch.zeros(2, 8), "float32"),
+        (torch.zeros(8, dtype=torch.int64), r"\(8,\)"),
+        (torch.zeros(0, 8, dtype=torch.int64), r"\(0, 8\)"),
+        (torch.full((1, 8), CODES), f"id {CODES} is out of range"),
+        (torch.full((1, 8), -100), "id -100 is out of range"),
+        (torch.zeros(1, 257, dtype=torch.int64), "context of 256"),
+        (torch.zeros(1, 1, dtype=torch.int64), "at least 2"),
+        ([1, 2], "list"),
+    ],
+)
 def test_bad_tokens_are_refused(lvm, tokens, message):
     with pytest.raises(ValueError, match=message):
         lvm.loss(tokens)
 
 
-@pytest.mark.parametrize("weights", [torch.ones(3, 39), -torch.ones(3, 40), torch.zeros(3, 40), torch.full((3, 40), float("nan"))])
+@pytest.mark.parametrize(
+    "weights", [torch.ones(3, 39), -torch.ones(3, 40), torch.zeros(3, 40), torch.full((3, 40), float("nan"))]
+)
 def test_bad_weights_are_refused(lvm, weights):
     with pytest.raises(ValueError, match="weights"):
         lvm.loss(sentences(), weights)
@@ -141,7 +173,10 @@ def test_saved_and_loaded_it_is_the_same_here_and_in_plain_transformers(lvm, sav
     assert (again.shape, again.context, again.tokenizer_fingerprint) == ("tiny", 256, "0123")
     plain = AutoModelForCausalLM.from_pretrained(saved)
     assert torch.equal(plain(tokens).logits, lvm(tokens)) and type(plain).__name__ == "LlamaForCausalLM"
-    assert json.loads((saved / "log.json").read_text()) == [{"step": 0}] and (saved / "README.md").read_text() == "# a card"
+    assert (
+        json.loads((saved / "log.json").read_text()) == [{"step": 0}]
+        and (saved / "README.md").read_text() == "# a card"
+    )
     assert not [p for p in saved.iterdir() if p.name.startswith(".")]
 
 
@@ -195,11 +230,21 @@ def test_a_pickle_of_tensors_alone_is_read(saved, lvm):
     assert LVM.from_pretrained(saved, device="cpu").fingerprint() == lvm.fingerprint()
 
 
-@pytest.mark.parametrize("how, message", [
-    ("truncated", "damaged"), ("no weights", "model.safetensors"), ("pickle", "wants print"), ("no config", "config.json is missing"),
-    ("bad json", "damaged"), ("other kind", "gpt2"), ("missing", "missing: model.layers.1.mlp.up_proj.weight"),
-    ("unexpected", "unexpected: model.layers.7.mlp.up_proj.weight"), ("misshapen", "misshapen: lm_head.weight"),
-    ("not finite", "not finite: model.norm.weight")])
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("truncated", "damaged"),
+        ("no weights", "model.safetensors"),
+        ("pickle", "wants print"),
+        ("no config", "config.json is missing"),
+        ("bad json", "damaged"),
+        ("other kind", "gpt2"),
+        ("missing", "missing: model.layers.1.mlp.up_proj.weight"),
+        ("unexpected", "unexpected: model.layers.7.mlp.up_proj.weight"),
+        ("misshapen", "misshapen: lm_head.weight"),
+        ("not finite", "not finite: model.norm.weight"),
+    ],
+)
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(saved, how, message):
     damage(saved, how)
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
@@ -268,7 +313,9 @@ def test_heads_start_at_the_place_about_to_be_written():
     lvm.llama.set_attn_implementation("eager")
     tokens = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0))
     maps = lvm.llama.model(input_ids=tokens, output_attentions=True).attentions
-    looked = maps[0][:, 0, 32:].argmax(-1)  # the first head: 15 back is the next token's place in the picture before
+    looked = maps[0][:, 0, 32:].argmax(
+        -1
+    )  # the first head: 15 back is the next token's place in the picture before
     assert (looked == torch.arange(32, 128) - 15).float().mean() > 0.9
     with pytest.raises(ValueError, match="biases"):
         LVM.from_shape("tiny").start_from_grid(16)

@@ -16,8 +16,12 @@ from lvmlab.training.lvm import Recipe, disturb, export_lvm, load_lvm, push_lvm,
 from lvmlab.utils.device import default_device, describe
 
 CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
-RECIPE = Recipe(tokens=128, phases=((0.5, 2), (1.0, 4)), grid_start=False,
-                mixture=Mixture("resampled", weights={"segmentation": 0.8, "motion": 0.2}))
+RECIPE = Recipe(
+    tokens=128,
+    phases=((0.5, 2), (1.0, 4)),
+    grid_start=False,
+    mixture=Mixture("resampled", weights={"segmentation": 0.8, "motion": 0.2}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +37,24 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    log = train_lvm(store, folder, shape="tiny", config=CONFIG, recipe=RECIPE, tokens_per_image=4, progress=False)
+    log = train_lvm(
+        store, folder, shape="tiny", config=CONFIG, recipe=RECIPE, tokens_per_image=4, progress=False
+    )
     return folder, log
 
 
 def test_answers_weigh_more_than_inputs_and_in_a_clip_all_frames_after_two_are_answers():
-    found = weights(["segmentation", "derain", "motion", "photos"], 2, 3, Recipe(image_weight=0.25, answer_weights={"derain": 0.5, "motion": 0.75}),
-                    {"segmentation": 2, "derain": 2, "motion": 16, "photos": 1})
+    found = weights(
+        ["segmentation", "derain", "motion", "photos"],
+        2,
+        3,
+        Recipe(image_weight=0.25, answer_weights={"derain": 0.5, "motion": 0.75}),
+        {"segmentation": 2, "derain": 2, "motion": 16, "photos": 1},
+    )
     assert found.shape == (4, 2 * 2 * 3)
-    expected = torch.tensor([[0.25, 1, 0.25, 1], [0.25, 0.5, 0.25, 0.5], [0.25, 0.25, 0.75, 0.75], [1, 1, 1, 1]])
+    expected = torch.tensor(
+        [[0.25, 1, 0.25, 1], [0.25, 0.5, 0.25, 0.5], [0.25, 0.25, 0.75, 0.75], [1, 1, 1, 1]]
+    )
     assert torch.equal(found, expected.repeat_interleave(3, 1))
 
 
@@ -58,7 +71,9 @@ def test_disturbed_answers_hold_tokens_of_the_sentences_own_answers_and_inputs_s
 
 def test_what_is_read_is_disturbed_and_what_is_to_be_written_is_not():
     lvm = LVM.from_shape("tiny")
-    tokens, read = (torch.randint(0, 1024, (2, 32), generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    tokens, read = (
+        torch.randint(0, 1024, (2, 32), generator=torch.Generator().manual_seed(s)) for s in (0, 1)
+    )
     logits = lvm(read)[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     assert lvm.loss(tokens, read=read).item() == pytest.approx(expected.item(), abs=1e-4)
@@ -76,17 +91,33 @@ def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
     folder, log = trained
     lvm = export_lvm(folder, tmp_path / "out")
     (stage,) = lvm.config.training["stages"]
-    assert lvm.tokenizer_fingerprint == "0123456789abcdef" and (stage["steps"], stage["tokens"]) == (60, 60 * 128)
+    assert lvm.tokenizer_fingerprint == "0123456789abcdef" and (stage["steps"], stage["tokens"]) == (
+        60,
+        60 * 128,
+    )
     assert stage["device"] == describe(default_device())
     assert len(json.loads((tmp_path / "out/log.json").read_text())) >= 60
     card = (tmp_path / "out/README.md").read_text()
-    assert 'LVM.from_pretrained("out"), Tokenizer.from_pretrained("FOLDER")' in card and "yours to choose" in card
+    assert (
+        'LVM.from_pretrained("out"), Tokenizer.from_pretrained("FOLDER")' in card
+        and "yours to choose" in card
+    )
     once = TrainConfig(steps=1, lr=1e-6, min_lr=0, warmup=0, precision="fp32", log_every=1)
     for start in (folder, tmp_path / "out"):
-        again = train_lvm(store, tmp_path / f"on-{start.name}", shape="tiny", config=once, recipe=RECIPE, tokens_per_image=4, start=start,
-                          progress=False)
+        again = train_lvm(
+            store,
+            tmp_path / f"on-{start.name}",
+            shape="tiny",
+            config=once,
+            recipe=RECIPE,
+            tokens_per_image=4,
+            start=start,
+            progress=False,
+        )
         assert again[0]["loss"] < 0.8 * log[0]["loss"]
-        made = export_lvm(tmp_path / f"on-{start.name}", tmp_path / f"out-{start.name}").config.training["stages"]
+        made = export_lvm(tmp_path / f"on-{start.name}", tmp_path / f"out-{start.name}").config.training[
+            "stages"
+        ]
         assert made[0] == stage and made[1]["steps"] == 1 and len(made) == 2
 
 
@@ -94,7 +125,9 @@ def test_recoded_labels_keep_their_pattern_and_inputs_stay():
     tokens = torch.randint(0, 32, (40, 4 * 2 * 16), generator=torch.Generator().manual_seed(0))
     codes = np.arange(4, 32)
     names = ["segmentation", "pose"] * 20
-    found = recode(tokens, names, 4, {"segmentation": 0.5}, codes, np.random.default_rng(0)).view(40, 4, 2, 16)
+    found = recode(tokens, names, 4, {"segmentation": 0.5}, codes, np.random.default_rng(0)).view(
+        40, 4, 2, 16
+    )
     true = tokens.view(40, 4, 2, 16)
     assert torch.equal(found[:, :, 0], true[:, :, 0]) and torch.equal(found[1::2], true[1::2])
     changed = [i for i in range(0, 40, 2) if not torch.equal(found[i], true[i])]
@@ -103,44 +136,87 @@ def test_recoded_labels_keep_their_pattern_and_inputs_stay():
         old, new = true[i, :, 1].flatten(), found[i, :, 1].flatten()
         pairs = set(zip(old.tolist(), new.tolist(), strict=True))
         assert len(pairs) == len(set(old.tolist())) == len(set(new.tolist())), "one code, one other"
-        assert torch.equal(old[old < 4], new[old < 4]) and new[old >= 4].min() >= 4, "codes that may not be written stay away"
+        assert torch.equal(old[old < 4], new[old < 4]) and new[old >= 4].min() >= 4, (
+            "codes that may not be written stay away"
+        )
 
 
 def test_the_realised_shares_are_logged(store, tmp_path):
     """One task after another: the log shows which, and a share of replay."""
     for scheme, options in (("sequential", {}), ("replay", {"replay": 0.3})):
-        recipe = dataclasses.replace(RECIPE, mixture=Mixture(scheme, order=("motion", "segmentation"), **options))
-        log = train_lvm(store, tmp_path / scheme, shape="tiny", config=CONFIG, recipe=recipe, tokens_per_image=4, progress=False)
+        recipe = dataclasses.replace(
+            RECIPE, mixture=Mixture(scheme, order=("motion", "segmentation"), **options)
+        )
+        log = train_lvm(
+            store,
+            tmp_path / scheme,
+            shape="tiny",
+            config=CONFIG,
+            recipe=recipe,
+            tokens_per_image=4,
+            progress=False,
+        )
         first, last = ([r["shares"] for r in part] for part in (log[: len(log) // 2], log[len(log) // 2 :]))
         assert all(shares == {"motion": 1.0} for shares in first)
         share = np.mean([shares.get("motion", 0.0) for shares in last])
         assert share == 0 if scheme == "sequential" else 0.15 < share < 0.45
-    log = train_lvm(store, tmp_path / "natural", shape="tiny", config=CONFIG, recipe=dataclasses.replace(RECIPE, mixture=Mixture("natural")),
-                    tokens_per_image=4, progress=False)
+    log = train_lvm(
+        store,
+        tmp_path / "natural",
+        shape="tiny",
+        config=CONFIG,
+        recipe=dataclasses.replace(RECIPE, mixture=Mixture("natural")),
+        tokens_per_image=4,
+        progress=False,
+    )
     natural = 512 / 516  # 64 groups of 8 pairs beside 4 clips
     assert abs(np.mean([r["shares"].get("segmentation", 0.0) for r in log]) - natural) < 0.03
 
 
 def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
-    for options, message in (({"phases": ((0.5, 4),)}, "phases"), ({"image_weight": -1.0}, "image_weight"), ({"noise": 2.0}, "noise")):
+    for options, message in (
+        ({"phases": ((0.5, 4),)}, "phases"),
+        ({"image_weight": -1.0}, "image_weight"),
+        ({"noise": 2.0}, "noise"),
+    ):
         with pytest.raises(ValueError, match=message):
             Recipe(**options)
     few = dict(shape="tiny", config=CONFIG, tokens_per_image=4, progress=False)
     with pytest.raises(ValueError, match="names segment, the store holds motion, segmentation"):
-        train_lvm(store, tmp_path, recipe=dataclasses.replace(RECIPE, mixture=Mixture("resampled", weights={"segment": 1.0})), **few)
-    with pytest.raises(ValueError, match="sentences of 40 pairs are 320 tokens, the model reads 256: at most 32 pairs"):
+        train_lvm(
+            store,
+            tmp_path,
+            recipe=dataclasses.replace(RECIPE, mixture=Mixture("resampled", weights={"segment": 1.0})),
+            **few,
+        )
+    with pytest.raises(
+        ValueError, match="sentences of 40 pairs are 320 tokens, the model reads 256: at most 32 pairs"
+    ):
         train_lvm(store, tmp_path, recipe=dataclasses.replace(RECIPE, phases=((1.0, 40),)), **few)
     assert not SHAPES["tiny"].bias
     with pytest.raises(ValueError, match="biases"):
-        train_lvm(store, tmp_path, shape="tiny", config=CONFIG, recipe=Recipe(), tokens_per_image=4, progress=False)
+        train_lvm(
+            store, tmp_path, shape="tiny", config=CONFIG, recipe=Recipe(), tokens_per_image=4, progress=False
+        )
     assert LVM.from_shape("mini-student").start_from_grid(64).shape == "mini-student"
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU wants a C++ compiler")
 def test_compiled_layers_learn_the_same(trained, store, tmp_path):
     config = TrainConfig(steps=3, lr=1e-2, warmup=5, precision="fp32", log_every=1)
-    logs = [train_lvm(store, tmp_path / str(compiled), shape="tiny", config=config, recipe=RECIPE, tokens_per_image=4, compiled=compiled,
-                      progress=False) for compiled in (False, True)]  # fmt: skip
+    logs = [
+        train_lvm(
+            store,
+            tmp_path / str(compiled),
+            shape="tiny",
+            config=config,
+            recipe=RECIPE,
+            tokens_per_image=4,
+            compiled=compiled,
+            progress=False,
+        )
+        for compiled in (False, True)
+    ]
     assert [r["loss"] for r in logs[1]] == pytest.approx([r["loss"] for r in logs[0]], rel=1e-4)
     assert export_lvm(tmp_path / "True", tmp_path / "out").shape == "tiny"
 
@@ -152,7 +228,9 @@ def test_a_factored_embedding_trains_its_projection_alone_and_is_folded(store, t
     assert log[-1]["loss"] < log[0]["loss"] - 1
     weight = load_lvm(tmp_path / "two").llama.model.embed_tokens.weight.detach()
     ours = torch.linalg.lstsq(codebook, weight).solution
-    torch.testing.assert_close(codebook @ ours, weight, atol=1e-4, rtol=1e-3)  # still a projection of the codebook
+    torch.testing.assert_close(
+        codebook @ ours, weight, atol=1e-4, rtol=1e-3
+    )  # still a projection of the codebook
     export_lvm(tmp_path / "two", tmp_path / "out")
     with pytest.raises(ValueError, match="starts from a codebook"):
         train_lvm(store, tmp_path / "none", factored=True, **options)
@@ -161,14 +239,25 @@ def test_a_factored_embedding_trains_its_projection_alone_and_is_folded(store, t
 
 
 def test_activation_checkpointing_changes_no_loss(store, trained, tmp_path):
-    log = train_lvm(store, tmp_path, shape="tiny", config=CONFIG, recipe=RECIPE, tokens_per_image=4, progress=False, checkpointing=True)
+    log = train_lvm(
+        store,
+        tmp_path,
+        shape="tiny",
+        config=CONFIG,
+        recipe=RECIPE,
+        tokens_per_image=4,
+        progress=False,
+        checkpointing=True,
+    )
     assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in trained[1]], abs=1e-4)
 
 
 def test_a_loss_that_is_not_finite_names_its_sources(store, tmp_path):
     with pytest.raises(TrainingError, match=r"at step \d+ \(batch of (segmentation|motion): "):
         wild = dataclasses.replace(CONFIG, lr=1e30, clip=0)
-        train_lvm(store, tmp_path, shape="tiny", config=wild, recipe=RECIPE, tokens_per_image=4, progress=False)
+        train_lvm(
+            store, tmp_path, shape="tiny", config=wild, recipe=RECIPE, tokens_per_image=4, progress=False
+        )
 
 
 def test_a_model_is_pushed_with_its_card(monkeypatch):
@@ -179,7 +268,10 @@ def test_a_model_is_pushed_with_its_card(monkeypatch):
 
     sent, lvm = {}, LVM.from_pretrained("mini-student", device="cpu")
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **k: SimpleNamespace(repo_id=repo_id))
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: ModelCard("---\nlicense: mit\n---\n"))
+    monkeypatch.setattr(
+        "transformers.utils.hub.create_and_tag_model_card",
+        lambda *a, **k: ModelCard("---\nlicense: mit\n---\n"),
+    )
 
     def commit(self, repo_id, operations, **options):
         sent.update({o.path_in_repo: o.path_or_fileobj for o in operations} | {"repo": repo_id})
@@ -195,9 +287,17 @@ def test_a_model_is_pushed_with_its_card(monkeypatch):
     assert 'LVM.from_pretrained("me/student"), Tokenizer.from_pretrained("mini")' in sent["card"]
     assert "library_name: transformers" in sent["card"] and "Licence Apache-2.0" in sent["card"]
     assert "scenes of mini-world and little else" in sent["card"]
-    lvm.config.training |= {"store": {"tasks": {"mine": {"pairs": 3}}, "tokenizer": lvm.tokenizer_fingerprint}}
-    push_lvm(lvm, "me/mine")  # of pairs of one's own in the same tokenizer: nothing of mini-world, and no word on their licence
-    assert "mini-world" not in sent["card"] and "yours to choose" in sent["card"] and "license: other" in sent["card"]
+    lvm.config.training |= {
+        "store": {"tasks": {"mine": {"pairs": 3}}, "tokenizer": lvm.tokenizer_fingerprint}
+    }
+    push_lvm(
+        lvm, "me/mine"
+    )  # of pairs of one's own in the same tokenizer: nothing of mini-world, and no word on their licence
+    assert (
+        "mini-world" not in sent["card"]
+        and "yours to choose" in sent["card"]
+        and "license: other" in sent["card"]
+    )
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 130])
@@ -210,7 +310,11 @@ def test_attention_by_blocks_is_causal_attention(length):
     found = causal_blocks(torch.nn.Module(), q, k, v)[0].transpose(1, 2)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     towards = torch.randn(found.shape, generator=generator)
-    for ours, theirs in zip(torch.autograd.grad(found, (q, k, v), towards), torch.autograd.grad(expected, (q, k, v), towards), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (q, k, v), towards),
+        torch.autograd.grad(expected, (q, k, v), towards),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 

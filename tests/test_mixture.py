@@ -9,14 +9,25 @@ COUNTS = {"segmentation": 2000, "derain": 300, "pose": 100}
 
 def test_natural_and_augmented_follow_the_rows():
     for scheme in ("natural", "augmented"):
-        assert Mixture(scheme).shares(COUNTS) == {"segmentation": 2000 / 2400, "derain": 300 / 2400, "pose": 100 / 2400}
-    assert [scheme for scheme in SCHEMES if scheme not in ("sequential", "replay") and Mixture(scheme).augmented] == ["augmented", "mixture"]
+        assert Mixture(scheme).shares(COUNTS) == {
+            "segmentation": 2000 / 2400,
+            "derain": 300 / 2400,
+            "pose": 100 / 2400,
+        }
+    assert [
+        scheme for scheme in SCHEMES if scheme not in ("sequential", "replay") and Mixture(scheme).augmented
+    ] == ["augmented", "mixture"]
 
 
 def test_resampled_by_weights_or_temperature():
-    assert Mixture("resampled", weights={"pose": 3, "derain": 1}).shares(COUNTS) == {"pose": 0.75, "derain": 0.25}
+    assert Mixture("resampled", weights={"pose": 3, "derain": 1}).shares(COUNTS) == {
+        "pose": 0.75,
+        "derain": 0.25,
+    }
     root = Mixture("mixture", temperature=2).shares(COUNTS)
-    assert root["segmentation"] / root["pose"] == pytest.approx(20**0.5) and sum(root.values()) == pytest.approx(1)
+    assert root["segmentation"] / root["pose"] == pytest.approx(20**0.5) and sum(
+        root.values()
+    ) == pytest.approx(1)
     assert Mixture("resampled", temperature=1e9).shares(COUNTS)["pose"] == pytest.approx(1 / 3)
 
 
@@ -30,7 +41,11 @@ def test_one_task_after_another_and_with_replay():
 
 
 def test_how_many_copies_are_drawn_from():
-    assert [m.most_copies for m in (Mixture(), Mixture("augmented"), Mixture("mixture", copies=3))] == [0, None, 3]
+    assert [m.most_copies for m in (Mixture(), Mixture("augmented"), Mixture("mixture", copies=3))] == [
+        0,
+        None,
+        3,
+    ]
 
 
 def test_a_task_that_is_not_stored_is_named():
@@ -38,13 +53,24 @@ def test_a_task_that_is_not_stored_is_named():
         Mixture("resampled", weights={"pose": 1, "edges": 1}).shares(COUNTS)
 
 
-@pytest.mark.parametrize(("options", "field"), [
-    ({"scheme": "balanced"}, "scheme"), ({"weights": {"pose": 1}}, "weights"), ({"scheme": "resampled", "weights": {"pose": 0}}, "weights"),
-    ({"scheme": "resampled", "weights": {"pose": -1, "derain": 3}}, "weights"), ({"temperature": 2}, "temperature"),
-    ({"scheme": "mixture", "temperature": 0}, "temperature"), ({"scheme": "sequential"}, "order"), ({"order": ("pose",)}, "order"),
-    ({"scheme": "sequential", "order": ("pose", "pose")}, "order"), ({"scheme": "replay", "order": ("pose",)}, "replay"), ({"replay": 0.1}, "replay"),
-    ({"copies": 3}, "copies"), ({"scheme": "augmented", "copies": 0}, "copies"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"scheme": "balanced"}, "scheme"),
+        ({"weights": {"pose": 1}}, "weights"),
+        ({"scheme": "resampled", "weights": {"pose": 0}}, "weights"),
+        ({"scheme": "resampled", "weights": {"pose": -1, "derain": 3}}, "weights"),
+        ({"temperature": 2}, "temperature"),
+        ({"scheme": "mixture", "temperature": 0}, "temperature"),
+        ({"scheme": "sequential"}, "order"),
+        ({"order": ("pose",)}, "order"),
+        ({"scheme": "sequential", "order": ("pose", "pose")}, "order"),
+        ({"scheme": "replay", "order": ("pose",)}, "replay"),
+        ({"replay": 0.1}, "replay"),
+        ({"copies": 3}, "copies"),
+        ({"scheme": "augmented", "copies": 0}, "copies"),
+    ],
+)
 def test_what_does_not_go_together_is_refused(options, field):
     with pytest.raises(ValueError, match=rf"Mixture\.{field}="):
         Mixture(**options)

@@ -31,7 +31,10 @@ def test_steps_are_those_of_torch():
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) * 0.05 for shape in SHAPES]
     mine, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
-    optimizers = [Muon(mine, lr=0.01, weight_decay=0.2), torch.optim.Muon(theirs, lr=0.01, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")]
+    optimizers = [
+        Muon(mine, lr=0.01, weight_decay=0.2),
+        torch.optim.Muon(theirs, lr=0.01, weight_decay=0.2, adjust_lr_fn="match_rms_adamw"),
+    ]
     for _ in range(3):
         for a, b in zip(mine, theirs, strict=True):
             a.grad = torch.randn(a.shape, generator=generator)

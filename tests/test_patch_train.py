@@ -25,7 +25,16 @@ from lvmlab.utils import paths
 
 TINY = PatchShape(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)
 KINDS = {"aim": TINY, "llama": replace(TINY, block="llama", inner=24)}
-CONFIG = TrainConfig(steps=60, lr=5e-3, warmup=5, weight_decay=0.05, precision="fp32", save_every=30, log_every=1, tracker="none")
+CONFIG = TrainConfig(
+    steps=60,
+    lr=5e-3,
+    warmup=5,
+    weight_decay=0.05,
+    precision="fp32",
+    save_every=30,
+    log_every=1,
+    tracker="none",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,20 +50,39 @@ def test_pictures_alone_and_then_their_classes_are_learned(tmp_path, kind):
     seen = []
     # mirrored and cropped, the class is which half is bright: told by top and bottom alone
     two = replace(data, labels=(data.labels == 2).astype(int), classes=["top", "bottom"])
-    finetune(model, two, tmp_path / "tuned", config=replace(CONFIG, steps=150), batch=32, progress=False,
-             on_log=lambda record, net: seen.append(net.training))
+    finetune(
+        model,
+        two,
+        tmp_path / "tuned",
+        config=replace(CONFIG, steps=150),
+        batch=32,
+        progress=False,
+        on_log=lambda record, net: seen.append(net.training),
+    )
     assert len(seen) == 150 and all(seen)
     test = squares("test", 60, seed=1)
-    right = answers(load_classifier(tmp_path / "tuned"), replace(test, labels=(test.labels == 2).astype(int))) == (test.labels == 2)
+    right = answers(
+        load_classifier(tmp_path / "tuned"), replace(test, labels=(test.labels == 2).astype(int))
+    ) == (test.labels == 2)
     assert right.mean() > 0.85
 
 
 def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path):
-    """Crops, mixup and stochastic depth are all drawn again as they were; nothing else that draws from numpy is moved."""
+    """Crops, mixup and stochastic depth are all drawn again as they were; nothing else that draws from numpy
+    is moved.
+    """
     data, config = squares("train", 100), replace(CONFIG, steps=8, save_every=4)
 
     def tuned(folder, on_log=None):
-        return finetune(PatchLM.from_shape(TINY), data, tmp_path / folder, config=config, batch=8, progress=False, on_log=on_log)
+        return finetune(
+            PatchLM.from_shape(TINY),
+            data,
+            tmp_path / folder,
+            config=config,
+            batch=8,
+            progress=False,
+            on_log=on_log,
+        )
 
     def stop(record, net):
         if record["step"] == 5:
@@ -80,7 +108,10 @@ def test_layers_nearer_the_pictures_learn_slower_and_vectors_do_not_decay():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stochastic_depth_passes_by_blocks_in_training_alone(kind):
-    model, pictures = Classifier(PatchLM.from_shape(KINDS[kind]), 3, Tuning(depth=0.9)), torch.rand(64, 3, 16, 16)
+    model, pictures = (
+        Classifier(PatchLM.from_shape(KINDS[kind]), 3, Tuning(depth=0.9)),
+        torch.rand(64, 3, 16, 16),
+    )
     torch.manual_seed(0)
     first, second, third = model.train().model.features(pictures)
     same = (second == third).all(2).all(1)
@@ -107,11 +138,16 @@ def test_kept_pictures_are_the_same_and_are_drawn_once(tmp_path, monkeypatch):
 
 def test_the_cost_of_patches_counts_the_head():
     shape = SHAPES["llama-80m-patch"]
-    assert [parameters(s) / 1e6 for s in (shape, replace(shape, head_blocks=0))] == pytest.approx([189.5, 86.1], abs=0.1)
+    assert [parameters(s) / 1e6 for s in (shape, replace(shape, head_blocks=0))] == pytest.approx(
+        [189.5, 86.1], abs=0.1
+    )
     found = cost("llama-80m-patch", 2e11, "A100", devices=8)
     assert found.flops == pytest.approx(1.68e20, rel=0.01) and found.hours == pytest.approx(46.6, rel=0.01)
     # half of the places are within a prefix on average, where the head reads nothing
-    flops = [cost(s, 1e9, "A100").flops for s in (shape, replace(shape, prefix=False), replace(shape, head_blocks=0))]
+    flops = [
+        cost(s, 1e9, "A100").flops
+        for s in (shape, replace(shape, prefix=False), replace(shape, head_blocks=0))
+    ]
     assert flops[0] - flops[2] == pytest.approx((flops[1] - flops[2]) / 2, rel=0.01)
     with pytest.raises(ValueError, match="not timed here"):
         cost("llama-80m-patch", 1e9)
@@ -123,7 +159,9 @@ def test_one_command_pre_trains_and_tunes_on_any_folder(tmp_path, monkeypatch):
     for klass in ("cat", "dog"):
         (tmp_path / "data" / "train" / klass).mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(tmp_path / "data" / "train" / klass / f"{i}.png")
+            Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(
+                tmp_path / "data" / "train" / klass / f"{i}.png"
+            )
     monkeypatch.setitem(SHAPES, "tiny", TINY)
     run(tmp_path / "pre", str(tmp_path / "data"), shape="tiny", steps=2, batch=4)
     run(tmp_path / "tuned", str(tmp_path / "data"), start=tmp_path / "pre", steps=2, batch=4)

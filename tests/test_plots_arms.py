@@ -1,4 +1,6 @@
-"""Figures of the studies, of made-up records: everything that is asked for is drawn, and labels do not lie on each other."""
+"""Figures of the studies, of made-up records: everything that is asked for is drawn, and labels do not lie on
+each other.
+"""
 
 import numpy as np
 import pytest
@@ -13,9 +15,16 @@ def records():
     rng = np.random.default_rng(0)
 
     def row(seed):
-        return {"seed": seed, "losses": {t: {"cross entropy": 4 + rng.random(), "accuracy": rng.random()} for t in balancing.TASKS},
-                "scores": [{"task": t, "skill": rng.random()} for t in balancing.TASKS],
-                "curve": [{"step": s, **{t: 6 - s / 50 + rng.random() for t in balancing.TASKS}} for s in (0, 50, 100)]}
+        return {
+            "seed": seed,
+            "losses": {
+                t: {"cross entropy": 4 + rng.random(), "accuracy": rng.random()} for t in balancing.TASKS
+            },
+            "scores": [{"task": t, "skill": rng.random()} for t in balancing.TASKS],
+            "curve": [
+                {"step": s, **{t: 6 - s / 50 + rng.random() for t in balancing.TASKS}} for s in (0, 50, 100)
+            ],
+        }
 
     return {name: {"result": [row(seed) for seed in range(3)]} for name in balancing.ARMS}
 
@@ -28,7 +37,11 @@ def crossing(figure):
         legend = axis.get_legend()
         texts += [axis.title, axis.xaxis.label, axis.yaxis.label, *(legend.get_texts() if legend else [])]
         for ticks, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, sorted(axis.get_ylim()))):
-            texts += [t.label1 for t in ticks.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_visible()]
+            texts += [
+                t.label1
+                for t in ticks.get_major_ticks()
+                if low <= t.get_loc() <= high and t.label1.get_visible()
+            ]
     boxes = [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text().strip()]
     return [(a, b) for i, (a, x) in enumerate(boxes) for b, y in boxes[i + 1 :] if x.overlaps(y)]
 
@@ -51,9 +64,21 @@ def test_curves_differences_and_copies(records):
 
 def test_scaling_and_examples():
     rng = np.random.default_rng(0)
-    made = {name: {"result": [{"parameters": n, "tokens": d, "losses": {"pose": {"cross entropy": 2 + 1e5 / n + 2e5 / d + rng.random() / 50}},
-                               "scores": [{"skill": rng.random()}]} for d in (1e6, 2e6, 4e6) for _ in range(2)]}
-            for name, n in zip(scaling.SIZES, (3e5, 6e5, 1e6, 2.6e6), strict=True)}  # fmt: skip
+    made = {
+        name: {
+            "result": [
+                {
+                    "parameters": n,
+                    "tokens": d,
+                    "losses": {"pose": {"cross entropy": 2 + 1e5 / n + 2e5 / d + rng.random() / 50}},
+                    "scores": [{"skill": rng.random()}],
+                }
+                for d in (1e6, 2e6, 4e6)
+                for _ in range(2)
+            ]
+        }
+        for name, n in zip(scaling.SIZES, (3e5, 6e5, 1e6, 2.6e6), strict=True)
+    }
     assert not crossing(training.scaling_chart(made))
     found = {t: (rng.random((12, 15, 16)), np.arange(12) // 2) for t in ("segmentation", "pose")}
     figure = training.examples_chart(found)
@@ -62,7 +87,9 @@ def test_scaling_and_examples():
 
 def test_a_table_has_a_line_an_arm(records):
     single = [{**row, "losses": {"pose": row["losses"]["pose"]}} for row in records["natural"]["result"]]
-    lines = common.table({"natural": records["natural"], "pose alone": {"result": single}}, balancing.TASKS).split("\n")
+    lines = common.table(
+        {"natural": records["natural"], "pose alone": {"result": single}}, balancing.TASKS
+    ).split("\n")
     assert len(lines) == 4 and {line.count("|") for line in lines} == {8}
     mean = common.final_losses(records["natural"], "pose").mean()
     assert f"{mean:.2f} (" in lines[2] and f"| pose alone |  |  |  |  | {mean:.2f} (" in lines[3]

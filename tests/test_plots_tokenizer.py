@@ -49,10 +49,26 @@ def pool(tmp_path_factory):
 def record():
     """A made-up run: FSQ is higher in every score but IoU, where the seeds disagree."""
     values = {"vq": (20.0, 20.1, 20.2), "fsq": (21.0, 21.2, 21.1)}
-    rows = [{"quantiser": q, "seed": s, "codes": 16, "seconds": 1.0, "curve": [[0, 1.0], [10, 0.5]],
-             "scores": {m: (0.5 + s * (1 if q == "vq" else -1) if m == "iou" else v) for m in study.SCORES}}
-            for q, of in values.items() for s, v in enumerate(of)]  # fmt: skip
-    return {"name": "x", "config": {"seeds": 3, "steps": 11, "batch": 2}, "seconds": 60.0, "commit": "c", "versions": {"torch": "2"}, "result": rows}
+    rows = [
+        {
+            "quantiser": q,
+            "seed": s,
+            "codes": 16,
+            "seconds": 1.0,
+            "curve": [[0, 1.0], [10, 0.5]],
+            "scores": {m: (0.5 + s * (1 if q == "vq" else -1) if m == "iou" else v) for m in study.SCORES},
+        }
+        for q, of in values.items()
+        for s, v in enumerate(of)
+    ]
+    return {
+        "name": "x",
+        "config": {"seeds": 3, "steps": 11, "batch": 2},
+        "seconds": 60.0,
+        "commit": "c",
+        "versions": {"torch": "2"},
+        "result": rows,
+    }
 
 
 def pictures(count=3, size=16):
@@ -62,15 +78,23 @@ def pictures(count=3, size=16):
 def test_every_figure_stands_on_white(tokenizer, record):
     tokens = tokenizer.encode(pictures())
     use = study.code_use(tokens, tokenizer.codebook_size)
-    rows = [study._row(kind, code, metric, np.array([0.5, 0.7]), ["a", "b"]) for code in ("tokens", "mean colours")
-            for kind, metric in (("masks", "IoU"), ("masks", "PSNR"), ("photographs", "PSNR"))]  # fmt: skip
+    rows = [
+        study._row(kind, code, metric, np.array([0.5, 0.7]), ["a", "b"])
+        for code in ("tokens", "mean colours")
+        for kind, metric in (("masks", "IoU"), ("masks", "PSNR"), ("photographs", "PSNR"))
+    ]
     figures = [
-        draw.token_picture(tokenizer, pictures()[0]), draw.one_token(tokenizer, tokens[0], 5, 3),
+        draw.token_picture(tokenizer, pictures()[0]),
+        draw.one_token(tokenizer, tokens[0], 5, 3),
         draw.reach_map(study.reach(tokenizer, pictures(1))[0]),
-        draw.codebook_sheet(tokenizer, use, columns=4), draw.use_curves({"all": use, "natural": use}), draw.carries_chart(rows),
-        draw.photograph_chart(tokenizer, ["gcompris-a-cow", "b", "c"], pictures()), draw.picture_rows({"a": pictures(), "b": pictures()}),
-        draw.vq_fsq_chart(record), draw.curves_chart(record),
-    ]  # fmt: skip
+        draw.codebook_sheet(tokenizer, use, columns=4),
+        draw.use_curves({"all": use, "natural": use}),
+        draw.carries_chart(rows),
+        draw.photograph_chart(tokenizer, ["gcompris-a-cow", "b", "c"], pictures()),
+        draw.picture_rows({"a": pictures(), "b": pictures()}),
+        draw.vq_fsq_chart(record),
+        draw.curves_chart(record),
+    ]
     for figure in figures:
         assert figure.get_facecolor() == (1, 1, 1, 1)
         figure.canvas.draw()
@@ -80,7 +104,15 @@ def test_every_figure_stands_on_white(tokenizer, record):
 def test_live_loss_collects_without_a_notebook(capsys):
     live = draw.LiveLoss(20, every=0)
     for step in (0, 10):
-        live({"step": step, "loss": 1.0 / (1 + step), "seconds": 1.0, "items_per_second": 9.0, "val": {"psnr natural": 10.0}})
+        live(
+            {
+                "step": step,
+                "loss": 1.0 / (1 + step),
+                "seconds": 1.0,
+                "items_per_second": 9.0,
+                "val": {"psnr natural": 10.0},
+            }
+        )
     assert [r["step"] for r in live.close()] == [0, 10] and not capsys.readouterr().out
     assert live.png().startswith(b"\x89PNG")
 
@@ -95,7 +127,9 @@ def test_live_loss_keeps_one_picture_up_to_date(monkeypatch):
             updated.append(picture)
 
     monkeypatch.setattr(IPython, "get_ipython", lambda: object())
-    monkeypatch.setattr("IPython.display.display", lambda picture, display_id: shown.append(picture) or Handle())
+    monkeypatch.setattr(
+        "IPython.display.display", lambda picture, display_id: shown.append(picture) or Handle()
+    )
     live = draw.LiveLoss(20, every=0)
     for step in (0, 10):
         live({"step": step, "loss": 1.0, "seconds": 1.0, "items_per_second": 9.0})
@@ -119,7 +153,13 @@ def test_a_token_that_paints_its_cell_reaches_no_farther():
 
         @staticmethod
         def decode(tokens):
-            return (tokens / 8).view(-1, 1, 4, 4).expand(-1, 3, -1, -1).repeat_interleave(4, 2).repeat_interleave(4, 3)
+            return (
+                (tokens / 8)
+                .view(-1, 1, 4, 4)
+                .expand(-1, 3, -1, -1)
+                .repeat_interleave(4, 2)
+                .repeat_interleave(4, 3)
+            )
 
     relative, near = study.reach(Cells, pictures())
     assert near == pytest.approx(1) and relative[3, 3] > 0 and np.count_nonzero(relative) == 1
@@ -127,7 +167,12 @@ def test_a_token_that_paints_its_cell_reaches_no_farther():
 
 def test_use_of_codes():
     use = study.code_use(torch.tensor([[0, 1], [1, 0]]), 4)
-    assert use.counts.tolist() == [2, 2, 0, 0] and use.share == 0.5 and use.dead == 2 and use.perplexity == pytest.approx(2)
+    assert (
+        use.counts.tolist() == [2, 2, 0, 0]
+        and use.share == 0.5
+        and use.dead == 2
+        and use.perplexity == pytest.approx(2)
+    )
     assert study.code_use(torch.tensor([3, 3]), 4).perplexity == pytest.approx(1)
 
 
@@ -155,7 +200,10 @@ def test_what_tokens_carry_of_perfect_codes():
     rows = study.carries(Perfect(), count=2)
     tokens = [r for r in rows if r["code"] == "tokens"]
     assert len(rows) == 10 and all(r["low"] <= r["score"] <= r["high"] for r in rows)
-    assert study.pick(rows, "two-colour masks", "IoU")["score"] > 0.99 and study.pick(rows, "skeletons", "PCK@0.1")["score"] > 0.7
+    assert (
+        study.pick(rows, "two-colour masks", "IoU")["score"] > 0.99
+        and study.pick(rows, "skeletons", "PCK@0.1")["score"] > 0.7
+    )
     assert all(r["score"] == pytest.approx(60) for r in tokens if r["metric"] == "PSNR")
     assert study.pick(rows, "two-colour masks", "IoU", "mean colours")["score"] < 0.99
 
@@ -177,8 +225,19 @@ def trained(pool, tmp_path_factory):
     for quantiser in ("vq", "fsq"):
         folder = tmp_path_factory.mktemp(quantiser)
         records = []
-        log = train_tokenizer(pool, folder, preset=TINY, recipe=Recipe(free_batches=1), batch=8, val_pool=pool, eval_every=2, progress=False,
-                              config=TrainConfig(steps=4, warmup=1, log_every=1, precision="fp32"), quantiser=quantiser, on_log=records.append)
+        log = train_tokenizer(
+            pool,
+            folder,
+            preset=TINY,
+            recipe=Recipe(free_batches=1),
+            batch=8,
+            val_pool=pool,
+            eval_every=2,
+            progress=False,
+            config=TrainConfig(steps=4, warmup=1, log_every=1, precision="fp32"),
+            quantiser=quantiser,
+            on_log=records.append,
+        )
         assert records == log
         found[quantiser] = folder, log
     return found
@@ -220,7 +279,10 @@ def test_fsq_is_its_own_training_and_has_no_export(trained, pool, tmp_path):
 def test_findings_pair_the_seeds(record):
     by = {r["metric"]: r for r in study.findings(record)}
     assert by["psnr natural"]["higher"] == "FSQ" and by["iou"]["higher"] == "undecided"
-    assert by["psnr natural"]["difference"] == pytest.approx(1.0) and by["psnr natural"]["low"] < 1 < by["psnr natural"]["high"]
+    assert (
+        by["psnr natural"]["difference"] == pytest.approx(1.0)
+        and by["psnr natural"]["low"] < 1 < by["psnr natural"]["high"]
+    )
     lines = []
     study.report(record, lines.append)
     assert len(lines) == 1 + len(study.SCORES)
@@ -254,7 +316,9 @@ def test_a_comparison_is_computed_once(tmp_path, monkeypatch):
     setting = study.Setting(steps=6, batch=2, pictures=8, val_pictures=8, seeds=1, channels=8, codes=256)
     record = study.compare(setting, progress=False)
     assert record == study.compare(setting, progress=False)
-    assert {r["quantiser"] for r in record["result"]} == {"vq", "fsq"} and all(set(study.SCORES) <= set(r["scores"]) for r in record["result"])
+    assert {r["quantiser"] for r in record["result"]} == {"vq", "fsq"} and all(
+        set(study.SCORES) <= set(r["scores"]) for r in record["result"]
+    )
     with pytest.raises(ValueError, match=r"Setting\.seeds=0"):
         study.Setting(seeds=0)
     with pytest.raises(ValueError, match=r"Setting\.codes=17"):

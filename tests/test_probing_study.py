@@ -25,18 +25,38 @@ def records():
     rng, made = np.random.default_rng(0), {}
     objects = study.pictures("test", TINY).labels
     for name, arm in study.ARMS.items():
-        count = 5 if arm.tokens and "student" in arm.tokens else 9 if arm.tokens else arm.patches.blocks if arm.patches else 1
+        count = (
+            5
+            if arm.tokens and "student" in arm.tokens
+            else 9
+            if arm.tokens
+            else arm.patches.blocks
+            if arm.patches
+            else 1
+        )
         level = 0.12 if name in draw.FLOORS else 0.3
 
         def told(kind, count=count, level=level):
             truth, classes = (np.repeat(range(10), 4), 10) if kind == "fashion" else (objects, 25)
             scores = level + 0.15 * np.sin(np.linspace(0, 2.5, count)) + rng.normal(0, 0.01, count)
             right = np.where(rng.random(len(truth)) < 3 * level, truth, rng.integers(0, classes, len(truth)))
-            return {"blocks": [{"val": s, "score": s, "low": s - 0.05, "high": s + 0.05} for s in scores], "best": int(scores.argmax()),
-                    "predicted": right.tolist()}
+            return {
+                "blocks": [{"val": s, "score": s, "low": s - 0.05, "high": s + 0.05} for s in scores],
+                "best": int(scores.argmax()),
+                "predicted": right.tolist(),
+            }
 
-        made[name] = {"config": {"setting": vars(TINY) | {"fashion": 4}}, "result": [
-            {"seed": seed, "objective": 0.5 + rng.random() / 5, **{kind: told(kind) for kind in arm.probes}} for seed in range(3)]}
+        made[name] = {
+            "config": {"setting": vars(TINY) | {"fashion": 4}},
+            "result": [
+                {
+                    "seed": seed,
+                    "objective": 0.5 + rng.random() / 5,
+                    **{kind: told(kind) for kind in arm.probes},
+                }
+                for seed in range(3)
+            ],
+        }
     return made
 
 
@@ -44,20 +64,39 @@ def test_arms_differ_in_what_they_say_alone():
     names = [n for n in study.ARMS if study.ARMS[n].tokens is None]
     whole = study.config("aim-mini", TINY)
     assert len({json.dumps(study.config(name, TINY)) for name in names}) == len(names)
-    assert all(study.config(name, TINY) | {k: whole[k] for k in ("arm", "patches", "few", "trained", "probes")} == whole for name in names)
+    assert all(
+        study.config(name, TINY) | {k: whole[k] for k in ("arm", "patches", "few", "trained", "probes")}
+        == whole
+        for name in names
+    )
     assert len(study.GRID) == 4
-    assert study.config("mini-student", TINY)["model"] == LVM.from_pretrained("mini-student", device="cpu").fingerprint()
+    assert (
+        study.config("mini-student", TINY)["model"]
+        == LVM.from_pretrained("mini-student", device="cpu").fingerprint()
+    )
 
 
 def test_arms_train_and_are_probed_and_what_is_stored_is_found_again(cache, monkeypatch):
     found = {name: study.arm(name, TINY) for name in ("small", "pixels by patches")}
     test, row = study.pictures("test", TINY), found["small"]["result"][1]
-    assert row["seed"] == 1 and row["seconds"] > 0 and 0.5 < row["objective"] < 2 and len(row["linear"]["blocks"]) == study.SMALL.blocks
+    assert (
+        row["seed"] == 1
+        and row["seconds"] > 0
+        and 0.5 < row["objective"] < 2
+        and len(row["linear"]["blocks"]) == study.SMALL.blocks
+    )
     for kind in study.kinds(found["small"]):
         best = row[kind]["blocks"][row[kind]["best"]]
-        assert best["val"] == max(block["val"] for block in row[kind]["blocks"]) and len(row[kind]["predicted"]) == len(test)
-        assert best["score"] == pytest.approx(study.probe.score(np.array(row[kind]["predicted"]), test)["score"])
-    assert {kind: len(arms) for kind, arms in study.table(found).items()} == {"linear": 1, "attentive": 2}  # no Fashion-MNIST at this scale
+        assert best["val"] == max(block["val"] for block in row[kind]["blocks"]) and len(
+            row[kind]["predicted"]
+        ) == len(test)
+        assert best["score"] == pytest.approx(
+            study.probe.score(np.array(row[kind]["predicted"]), test)["score"]
+        )
+    assert {kind: len(arms) for kind, arms in study.table(found).items()} == {
+        "linear": 1,
+        "attentive": 2,
+    }  # no Fashion-MNIST at this scale
     assert study.gained(found, "small", "small") == (0, 0, 0)
     assert not list((cache / "features").iterdir()), "gigabytes are not left behind"
     monkeypatch.setattr(study, "compute", lambda wanted: pytest.fail("worked out again"))
@@ -70,10 +109,15 @@ def test_fashion_is_scored_without_its_files(cache, monkeypatch):
     found = {"pixels": study.arm("pixels", asked)}
     test = study.pictures("test", asked, "fashion")
     predicted = np.array(found["pixels"]["result"][1]["fashion"]["predicted"])
-    assert len(test) == len(predicted) == 20 and found["pixels"]["result"][0]["fashion"] == found["pixels"]["result"][1]["fashion"]
+    assert (
+        len(test) == len(predicted) == 20
+        and found["pixels"]["result"][0]["fashion"] == found["pixels"]["result"][1]["fashion"]
+    )
     monkeypatch.setattr(labelled, "DEBIAN", cache / "gone")
     score, low, high = study.table(found)["fashion"]["pixels"]
-    assert low < score < high and score == pytest.approx((predicted == test.labels).mean()) and score > 0.3  # chance: 0.1
+    assert (
+        low < score < high and score == pytest.approx((predicted == test.labels).mean()) and score > 0.3
+    )  # chance: 0.1
 
 
 def test_intervals_go_over_objects_and_seeds(records):
@@ -81,7 +125,10 @@ def test_intervals_go_over_objects_and_seeds(records):
     of, same = study.told(records["aim-mini"], "linear")
     assert same.sources.tolist() == data.sources.tolist()
     wide, narrow = (study.probe.score(found, data) for found in (of, of[:1]))
-    assert wide["low"] < wide["score"] < wide["high"] and narrow["score"] == study.probe.score(of[0], data)["score"]
+    assert (
+        wide["low"] < wide["score"] < wide["high"]
+        and narrow["score"] == study.probe.score(of[0], data)["score"]
+    )
     assert wide["score"] == pytest.approx(np.mean([study.probe.score(one, data)["score"] for one in of]))
     same = np.stack([of[0]] * 3)  # trainings that agree add nothing
     assert study.probe.score(same, data) == pytest.approx(narrow)
@@ -95,7 +142,9 @@ def test_a_trained_model_can_be_shipped_and_is_found_by_its_name(tmp_path, cache
     load_patchlm(cache / "studies" / record["name"] / "seed-1").save_pretrained(tmp_path / "models" / "small")
     model = PatchLM.from_pretrained("small", device="cpu")
     assert model.shape == study.SMALL
-    assert study.objective(model, study.pictures("val", TINY)) == pytest.approx(record["result"][1]["objective"], abs=0.02)
+    assert study.objective(model, study.pictures("val", TINY)) == pytest.approx(
+        record["result"][1]["objective"], abs=0.02
+    )
 
 
 def test_figures(records):
@@ -107,7 +156,9 @@ def test_figures(records):
     assert [len(axis.lines) for axis in figure.axes] == [8, 8, 8] and not crossing(figure)
     found = study.table(records)
     assert found["linear"].keys() == found["attentive"].keys() == found["fashion"].keys()
-    assert study.markdown(found).count("\n") == len(records) and not crossing(differences_chart(found, "balanced accuracy"))
+    assert study.markdown(found).count("\n") == len(records) and not crossing(
+        differences_chart(found, "balanced accuracy")
+    )
     looks = torch.zeros(3, 4, 64)
     looks[:, :, 9] = 1
     figure = draw.attention_chart(torch.full((3, 3, 64, 64), 0.5), looks, list("abc"))

@@ -1,4 +1,6 @@
-"""Several processes: the losses of one at the same global batch (DDP), and teacher and student sharded (FSDP), on CPUs with gloo."""
+"""Several processes: the losses of one at the same global batch (DDP), and teacher and student sharded
+(FSDP), on CPUs with gloo.
+"""
 
 import subprocess
 import sys
@@ -23,31 +25,47 @@ CONFIG = TrainConfig(steps=5, lr=1e-2, warmup=1, log_every=1, save_every=2, prec
 
 def fit(store, folder, accumulation=1):
     """A distillation, so that a teacher, its word and a student go through the loop."""
-    return train_lvm(store, folder, shape=SMALL, config=replace(CONFIG, accumulation=accumulation), recipe=RECIPE, tokens_per_image=16,
-                     teacher=LVM.from_shape(replace(SMALL, width=48), seed=1), objective=Objective(), progress=False)  # fmt: skip
+    return train_lvm(
+        store,
+        folder,
+        shape=SMALL,
+        config=replace(CONFIG, accumulation=accumulation),
+        recipe=RECIPE,
+        tokens_per_image=16,
+        teacher=LVM.from_shape(replace(SMALL, width=48), seed=1),
+        objective=Objective(),
+        progress=False,
+    )
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    write_store(folder, {"segmentation": np.random.default_rng(0).integers(0, SMALL.vocab, (6, 4, 2, 16)).astype(np.uint16)})
+    write_store(
+        folder,
+        {"segmentation": np.random.default_rng(0).integers(0, SMALL.vocab, (6, 4, 2, 16)).astype(np.uint16)},
+    )
     return folder
 
 
 def test_two_processes_give_the_losses_of_one_at_the_same_global_batch(store, tmp_path):
     one = fit(store, tmp_path / "one", accumulation=2)
     script = tmp_path / "two.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\nimport test_processes as t\n"
-                      f"t.fit({str(store)!r}, {str(tmp_path / 'two')!r})\n")  # fmt: skip
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(__file__.rpartition('/')[0])!r})\nimport test_processes as t\n"
+        f"t.fit({str(store)!r}, {str(tmp_path / 'two')!r})\n"
+    )
     found = subprocess.run([*LAUNCH, str(script)], capture_output=True, text=True, timeout=280)
     assert found.returncode == 0, found.stderr[-3000:]
     two = read_log(tmp_path / "two")
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], abs=2e-5)
     assert [r["norm"] for r in two] == pytest.approx([r["norm"] for r in one], rel=1e-3)
-    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == CONFIG.steps, "rank 0 alone writes"
+    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == CONFIG.steps, (
+        "rank 0 alone writes"
+    )
 
 
-SHARDED = textwrap.dedent('''
+SHARDED = textwrap.dedent("""
     import os, pathlib, sys, torch, torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
     sys.path.insert(0, sys.argv[1])
@@ -85,25 +103,42 @@ SHARDED = textwrap.dedent('''
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # an interpreter that ends while a thread of gloo's still does aborts now and then, after all is done
-''')
+""")
 
 
 def sharded(script, folder, processes):
     """The losses that a script prints under so many processes, which go on from the folder's checkpoint."""
     folder.mkdir(exist_ok=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--rdzv_backend", "c10d",
-              "--rdzv_endpoint", "localhost:0"]  # fmt: skip
-    found = subprocess.run([*launch, str(script), __file__.rpartition("/")[0], str(folder)], capture_output=True, text=True, timeout=280)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(processes),
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        "localhost:0",
+    ]
+    found = subprocess.run(
+        [*launch, str(script), __file__.rpartition("/")[0], str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert found.returncode == 0, found.stderr[-3000:]
     return [float(line.split()[1]) for line in found.stdout.splitlines() if line.startswith("loss")]
 
 
 def test_teacher_and_student_are_sharded_saved_and_loaded_across_processes(tmp_path):
-    """torch's fully_shard on CPUs with gloo. Not covered: NCCL, mixed precision, offloading, Muon (it wants whole matrices), and accelerate's own
+    """torch's fully_shard on CPUs with gloo. Not covered: NCCL, mixed precision, offloading, Muon (it wants
+    whole matrices), and accelerate's own
     FSDP, which is for accelerators."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
     two, one = sharded(script, tmp_path / "two", 2), sharded(script, tmp_path / "one", 1)
     assert two == pytest.approx(one, abs=2e-5) and two[2] < two[0]
     # what two saved one goes on with, and the other way about
-    assert sharded(script, tmp_path / "two", 1) == pytest.approx(sharded(script, tmp_path / "one", 2), abs=5e-5)
+    assert sharded(script, tmp_path / "two", 1) == pytest.approx(
+        sharded(script, tmp_path / "one", 2), abs=5e-5
+    )

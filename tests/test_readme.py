@@ -16,7 +16,9 @@ from lvmlab.world import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-EVALUATED = [row["name"] for row in runs.listing() if row["study"] == "evaluate" and row["where"] == "shipped"]
+EVALUATED = [
+    row["name"] for row in runs.listing() if row["study"] == "evaluate" and row["where"] == "shipped"
+]
 
 
 @pytest.mark.parametrize("name", EVALUATED)
@@ -30,20 +32,45 @@ def test_its_tables_are_those_of_the_shipped_runs(name):
 
 
 def test_its_tables_of_studies_are_those_of_the_stored_runs():
-    for study, arms, names in (("balancing", balancing.ARMS, balancing.TASKS), ("distillation", distillation.ARMS, tasks.TRAINED)):
-        shipped = {row["config"]["arm"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == study and row["where"] == "shipped"
-                   and row["config"]["setting"]["steps"] == 2000 and row["config"].get("split", "val") == "val" and "part" not in row["config"]}
+    for study, arms, names in (
+        ("balancing", balancing.ARMS, balancing.TASKS),
+        ("distillation", distillation.ARMS, tasks.TRAINED),
+    ):
+        shipped = {
+            row["config"]["arm"]: runs.load(row["name"])
+            for row in runs.listing()
+            if row["study"] == study
+            and row["where"] == "shipped"
+            and row["config"]["setting"]["steps"] == 2000
+            and row["config"].get("split", "val") == "val"
+            and "part" not in row["config"]
+        }
         assert common.table({name: shipped[name] for name in arms if name in shipped}, names) in README
-    shipped = {row["config"]["size"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == "scaling" and row["where"] == "shipped"
-               and len(row["config"]["setting"]["budgets"]) == 3}
-    assert all(part in README for part in scaling.table({name: shipped[name] for name in scaling.SIZES}).split("\n\n"))
-    shipped = {row["config"]["arm"]: runs.load(row["name"]) for row in runs.listing() if row["study"] == "probing" and row["where"] == "shipped"
-               and row["config"]["setting"]["steps"] == probing.SCALES["study"].steps}
+    shipped = {
+        row["config"]["size"]: runs.load(row["name"])
+        for row in runs.listing()
+        if row["study"] == "scaling"
+        and row["where"] == "shipped"
+        and len(row["config"]["setting"]["budgets"]) == 3
+    }
+    assert all(
+        part in README
+        for part in scaling.table({name: shipped[name] for name in scaling.SIZES}).split("\n\n")
+    )
+    shipped = {
+        row["config"]["arm"]: runs.load(row["name"])
+        for row in runs.listing()
+        if row["study"] == "probing"
+        and row["where"] == "shipped"
+        and row["config"]["setting"]["steps"] == probing.SCALES["study"].steps
+    }
     assert probing.markdown(probing.table({name: shipped[name] for name in probing.ARMS})) in README
 
 
 def test_its_table_of_trainings_is_that_of_the_models_records():
-    assert trainings.markdown() in README and set(trainings.ORDER) == {path.parent.name for path in (paths.assets() / "models").glob("*/config.json")}
+    assert trainings.markdown() in README and set(trainings.ORDER) == {
+        path.parent.name for path in (paths.assets() / "models").glob("*/config.json")
+    }
 
 
 def test_every_shipped_model_that_was_scored_is_the_one_that_ships():

@@ -1,14 +1,23 @@
-"""One arm of the balancing study at `smoke`, chosen by the commit, computed again for real and held to the stored interval."""
+"""One arm of the balancing study at `smoke`, chosen by the commit, computed again for real and held to the
+stored interval.
+"""
 
 from lvmlab.lab import runs
 from lvmlab.lab.studies import balancing as study
 from lvmlab.lab.studies.common import across_seeds, final_losses
 from lvmlab.utils import paths
 
-ROUNDING = 0.05  # nats: other instructions and tokens in fp32 moved means by up to 0.03, which three seeds that agree by chance do not cover
+# nats: other instructions and tokens in fp32 moved means by up to 0.03, which three seeds that agree by
+# chance do not cover
+ROUNDING = 0.05
 SMOKE = study.SCALES["smoke"]
-SHIPPED = {row["config"]["arm"]: row for row in runs.listing()
-           if row["study"] == study.STUDY and row["where"] == "shipped" and row["config"]["setting"]["steps"] == SMOKE.steps}  # fmt: skip
+SHIPPED = {
+    row["config"]["arm"]: row
+    for row in runs.listing()
+    if row["study"] == study.STUDY
+    and row["where"] == "shipped"
+    and row["config"]["setting"]["steps"] == SMOKE.steps
+}
 
 
 def test_what_is_stored_is_of_the_study_as_it_is_now():

@@ -33,12 +33,19 @@ def compute():
 def test_a_run_is_computed_once(compute):
     first = runs.run("probe", {"seed": 1, "rate": 0.1}, compute)
     assert compute.calls == [{"seed": 1, "rate": 0.1}]
-    assert runs.run("probe", {"rate": 0.1, "seed": 1}, compute) == first, "the order of fields decides nothing"
+    assert runs.run("probe", {"rate": 0.1, "seed": 1}, compute) == first, (
+        "the order of fields decides nothing"
+    )
     assert len(compute.calls) == 1 and first["result"] == {"score": 1}
 
 
 def test_whatever_decides_it_names_it():
-    names = {runs.key("probe", {"seed": 1}), runs.key("probe", {"seed": 2}), runs.key("other", {"seed": 1}), runs.key("probe", {"seed": 1, "v": 1})}
+    names = {
+        runs.key("probe", {"seed": 1}),
+        runs.key("probe", {"seed": 2}),
+        runs.key("other", {"seed": 1}),
+        runs.key("probe", {"seed": 1, "v": 1}),
+    }
     assert len(names) == 4
     assert runs.key("probe", {"seed": 1}) in names and runs.key("probe", {"seed": 1}).startswith("probe-")
 
@@ -66,7 +73,9 @@ def test_a_record_carries_its_provenance(compute, folders):
 
 
 def test_the_first_answer_is_the_stored_one():
-    """What comes back must not depend on whether it was just computed: JSON knows no tuples and no integer keys."""
+    """What comes back must not depend on whether it was just computed: JSON knows no tuples and no integer
+    keys.
+    """
     first = runs.run("probe", {"seed": 1}, lambda _: {3: (1, 2)})
     assert first == runs.run("probe", {"seed": 1}, lambda _: pytest.fail("computed again"))
 
@@ -81,9 +90,16 @@ def test_promote_ships_and_prune_removes_what_is_shipped(compute, folders):
     record, kept = runs.run("probe", {"seed": 1}, compute), runs.run("probe", {"seed": 2}, compute)
     path = runs.promote(record["name"])
     assert path.parent == folders["shipped"] and json.loads(path.read_text()) == record
-    assert {(r["name"], r["where"]) for r in runs.listing()} == {(record["name"], "shipped"), (record["name"], "cache"), (kept["name"], "cache")}
+    assert {(r["name"], r["where"]) for r in runs.listing()} == {
+        (record["name"], "shipped"),
+        (record["name"], "cache"),
+        (kept["name"], "cache"),
+    }
     assert runs.prune() == [record["name"]]
-    assert {(r["name"], r["where"]) for r in runs.listing()} == {(record["name"], "shipped"), (kept["name"], "cache")}
+    assert {(r["name"], r["where"]) for r in runs.listing()} == {
+        (record["name"], "shipped"),
+        (kept["name"], "cache"),
+    }
     assert runs.run("probe", {"seed": 1}, compute) == record and len(compute.calls) == 2
 
 
@@ -105,7 +121,9 @@ def test_listing_shows_provenance_without_results(compute):
     record = runs.run("probe", {"seed": 1}, compute)
     (row,) = runs.listing()
     assert "result" not in row and row["where"] == "cache" and row["bytes"] > 50
-    assert {k: row[k] for k in ("name", "config", "commit", "versions")} == {k: record[k] for k in ("name", "config", "commit", "versions")}
+    assert {k: row[k] for k in ("name", "config", "commit", "versions")} == {
+        k: record[k] for k in ("name", "config", "commit", "versions")
+    }
 
 
 def test_the_beginning_of_a_name_will_do_where_it_is_clear(compute):

@@ -43,15 +43,23 @@ def test_samples_follow_the_large_models_distribution_whatever_is_drafted():
     large, small, draws, temperature = model(3, 3, 3.0), model(9, 3, 5.0), 700, 0.8
     tokens, expected = torch.zeros(1, 5, dtype=torch.int64), torch.zeros(3, 3, 3)
     with torch.no_grad():
-        law = lambda *ids: (large(torch.cat([tokens, torch.tensor([ids], dtype=torch.int64)], 1))[0, -1] / temperature).softmax(-1)  # noqa: E731
+        law = lambda *ids: (
+            large(torch.cat([tokens, torch.tensor([ids], dtype=torch.int64)], 1))[0, -1] / temperature
+        ).softmax(-1)  # noqa: E731
         drafts = (small(tokens)[0, -1] / temperature).softmax(-1)
         for i in range(3):
             for j in range(3):
                 expected[i, j] = law()[i] * law(i)[j] * law(i, j)
     assert (drafts - law()).abs().max() > 0.1, "the draft must be wrong for this to show anything"
     generator = torch.Generator().manual_seed(0)
-    found = torch.stack([speculate(large, small, tokens, 3, ahead=2, sample=True, temperature=temperature, generator=generator)[0]
-                         for _ in range(draws)])  # fmt: skip
+    found = torch.stack(
+        [
+            speculate(
+                large, small, tokens, 3, ahead=2, sample=True, temperature=temperature, generator=generator
+            )[0]
+            for _ in range(draws)
+        ]
+    )
     counts = (found * torch.tensor([9, 3, 1])).sum(1).bincount(minlength=27)
     chi_squared = ((counts - draws * expected.flatten()) ** 2 / (draws * expected.flatten())).sum()
     assert chi_squared < 55.5, "of 26 degrees of freedom, passed in 999 of 1000 cases where all is right"
@@ -60,7 +68,9 @@ def test_samples_follow_the_large_models_distribution_whatever_is_drafted():
 def test_it_fills_the_context_and_refuses_what_it_cannot_do():
     large, small = model(3), model(4)
     tokens = prompt().repeat(1, 5)  # 240 of 256
-    assert torch.equal(speculate(large, small, tokens, 16, ahead=9)[0], complete_tokens(large, tokens, 16).tokens[0, 0])
+    assert torch.equal(
+        speculate(large, small, tokens, 16, ahead=9)[0], complete_tokens(large, tokens, 16).tokens[0, 0]
+    )
     assert speculate(large, small, tokens, 1)[0].shape == (1,)
     for other in (dict(draft=model(4, vocab=5)), dict(tokens=tokens.repeat(2, 1)), dict(ahead=0)):
         with pytest.raises(ValueError, match="give one prompt"):

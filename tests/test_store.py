@@ -33,10 +33,21 @@ def built(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def numbered(tmp_path):
-    """A store whose every token is another number, so that each can be traced: six groups of segmentation, four clips."""
-    write_store(tmp_path, {"segmentation": np.arange(4 * 16 * 2 * 4, dtype=np.uint16).reshape(4, 16, 2, 4),
-                           "motion": 5000 + np.arange(4 * 8 * 2 * 4, dtype=np.uint16).reshape(4, 8, 2, 4)})
-    write_part(tmp_path / "segmentation.000032.arrow", 1000 + np.arange(2 * 16 * 2 * 4, dtype=np.uint16).reshape(2, 16, 2, 4), first=4)
+    """A store whose every token is another number, so that each can be traced: six groups of segmentation,
+    four clips.
+    """
+    write_store(
+        tmp_path,
+        {
+            "segmentation": np.arange(4 * 16 * 2 * 4, dtype=np.uint16).reshape(4, 16, 2, 4),
+            "motion": 5000 + np.arange(4 * 8 * 2 * 4, dtype=np.uint16).reshape(4, 8, 2, 4),
+        },
+    )
+    write_part(
+        tmp_path / "segmentation.000032.arrow",
+        1000 + np.arange(2 * 16 * 2 * 4, dtype=np.uint16).reshape(2, 16, 2, 4),
+        first=4,
+    )
     return Store(tmp_path)
 
 
@@ -51,7 +62,11 @@ def snapshot(folder):
 def test_tokens_are_those_of_the_sentences(built, tokenizer):
     store = Store(built)
     assert store.meta["tokenizer"] == tokenizer.fingerprint and store.meta["tasks"]["motion"]["seed"] == 7
-    assert every(store.tasks["segmentation"]).shape == (9, 2, 64) and every(store.tasks["motion"]).shape == (2, 2 * PAIRS, 64)
+    assert every(store.tasks["segmentation"]).shape == (9, 2, 64) and every(store.tasks["motion"]).shape == (
+        2,
+        2 * PAIRS,
+        64,
+    )
     assert store.counts() == {"segmentation": 9, "motion": 2}
     for task, index, pairs in (("segmentation", 2, 3), ("motion", 1, PAIRS)):
         found = sentence(task, "train", index, seed=7, pairs=pairs)
@@ -63,7 +78,9 @@ def test_tokens_are_those_of_the_sentences(built, tokenizer):
         assert stored.max() < tokenizer.codebook_size
         if task == "segmentation":
             assert store.tasks[task].column("source")[6:9] == [pair.source for pair in found.pairs]
-            assert set(store.tasks[task].column("augmentation")) == {""} and set(store.tasks[task].column("split")) == {"train"}
+            assert set(store.tasks[task].column("augmentation")) == {""} and set(
+                store.tasks[task].column("split")
+            ) == {"train"}
 
 
 def test_resuming_gives_the_same_tokens(built, tokenizer):
@@ -103,7 +120,9 @@ def test_another_tokenizer_seed_or_split_is_refused_and_nothing_overwritten(buil
 
 def test_a_part_of_another_tokenizer_is_refused(tmp_path):
     write_store(tmp_path, {"segmentation": np.zeros((2, 16, 2, 4), np.uint16)})
-    (tmp_path / "store.json").write_text(json.dumps({"tokenizer": "fedcba9876543210", "tokens": 4, "tasks": {}}))
+    (tmp_path / "store.json").write_text(
+        json.dumps({"tokenizer": "fedcba9876543210", "tokens": 4, "tasks": {}})
+    )
     with pytest.raises(ValueError, match="tokens of 0123456789abcdef, the store is of fedcba9876543210"):
         Store(tmp_path)
 
@@ -121,7 +140,9 @@ def test_a_users_folder_becomes_sentences_with_copies(tokenizer, tmp_path):
     pairs.mkdir()
     for i in range(5):
         for name in (f"{i}.png", f"{i}-label.png"):
-            Image.fromarray(np.random.default_rng(i).integers(0, 256, (70, 90, 3), np.uint8)).save(pairs / name)
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (70, 90, 3), np.uint8)).save(
+                pairs / name
+            )
     (pairs / "lonely.png").write_bytes((pairs / "0.png").read_bytes())
     with pytest.raises(Broken, match="lonely.png"):
         build(tmp_path / "store", tokenizer, [paired_folder(pairs, "mine")], progress=False)
@@ -129,7 +150,9 @@ def test_a_users_folder_becomes_sentences_with_copies(tokenizer, tmp_path):
     build(tmp_path / "store", tokenizer, [reader], copies=2, tolerate=0.2, progress=False)
     assert "1 broken" in str(reader.report)
     store = Store(tmp_path / "store")
-    assert store.counts() == {"mine": 15} and [Store(tmp_path / "store", copies=n).counts()["mine"] for n in (0, 1, 2)] == [5, 10, 15]
+    assert store.counts() == {"mine": 15} and [
+        Store(tmp_path / "store", copies=n).counts()["mine"] for n in (0, 1, 2)
+    ] == [5, 10, 15]
     assert store.tasks["mine"].column("augmentation")[:3] == ["", "copy 1", "copy 2"]
     tokens, _, _ = store.batch(0, 2, 4, {"mine": 1.0}, seed=0)
     assert tokens.shape == (2, 4 * 2 * 64)
@@ -152,7 +175,15 @@ def test_parquet_is_what_datasets_streams(built, tmp_path):
 
     store, files = Store(built), export_parquet(built, tmp_path)
     assert [f.name for f in files] == ["motion.000000.parquet", "segmentation.000000.parquet"]
-    rows = list(load_dataset("parquet", data_files=str(files[1]), streaming=True, split="train", cache_dir=str(tmp_path / "cache")))
+    rows = list(
+        load_dataset(
+            "parquet",
+            data_files=str(files[1]),
+            streaming=True,
+            split="train",
+            cache_dir=str(tmp_path / "cache"),
+        )
+    )
     assert (np.array([r["tokens"] for r in rows]) == every(store.tasks["segmentation"]).reshape(9, -1)).all()
     assert [r["source"] for r in rows] == store.tasks["segmentation"].column("source")
 
@@ -195,19 +226,31 @@ def test_clips_keep_their_order(numbered):
 
 
 def test_shares_are_kept(numbered):
-    drawn = [name for step in range(40) for name in numbered.batch(step, 20, 2, {"segmentation": 3.0, "motion": 1.0}, seed=0)[1]]
+    drawn = [
+        name
+        for step in range(40)
+        for name in numbered.batch(step, 20, 2, {"segmentation": 3.0, "motion": 1.0}, seed=0)[1]
+    ]
     assert 0.69 < drawn.count("segmentation") / len(drawn) < 0.81  # four standard deviations of 800 draws
 
 
 def test_a_mixed_sentence_holds_pairs_of_several_tasks(tmp_path):
-    write_store(tmp_path, {name: np.full((6, 8, 2, 4), i, np.uint16) + np.arange(2, dtype=np.uint16)[:, None] * 10
-                           for i, name in enumerate(("segmentation", "pose"))} | {"motion": np.full((4, 8, 2, 4), 5, np.uint16)})  # fmt: skip
+    write_store(
+        tmp_path,
+        {
+            name: np.full((6, 8, 2, 4), i, np.uint16) + np.arange(2, dtype=np.uint16)[:, None] * 10
+            for i, name in enumerate(("segmentation", "pose"))
+        }
+        | {"motion": np.full((4, 8, 2, 4), 5, np.uint16)},
+    )
     store, shares = Store(tmp_path), {"segmentation": 1.0, "pose": 3.0, "motion": 2.0}
     tokens, names, rows = store.batch(0, 200, 4, shares, seed=0, mixed=0.5)
     assert 0.35 < names.count("mixed") / len(names) < 0.65
     mixed = tokens[[name == "mixed" for name in names]].view(-1, 4, 2, 4)
     assert (mixed[:, :, 1] == mixed[:, :, 0] + 10).all(), "an image is followed by its own label"
-    assert 0.65 < mixed[:, :, 0].float().mean() < 0.85 and (mixed[:, :, 0, 0].float().std(1) > 0).any(), "by the shares, and within a sentence"
+    assert 0.65 < mixed[:, :, 0].float().mean() < 0.85 and (mixed[:, :, 0, 0].float().std(1) > 0).any(), (
+        "by the shares, and within a sentence"
+    )
     assert all(len(origin) == (4 if name == "mixed" else 1) for name, origin in zip(names, rows, strict=True))
     assert store.sources("pose", rows[names.index("mixed")][0][1]) == [""]
     with pytest.raises(ValueError, match="clips or single images"):

@@ -13,7 +13,8 @@ from lvmlab.world.tasks import Pair, edges
 from lvmlab.world.tasks.base import psnr, read_mask
 from lvmlab.world.tasks.colourise import chroma
 
-# of edges even the truth has no F of 1: contours two pixels apart are drawn as one stroke, and thinned to one line
+# of edges even the truth has no F of 1: contours two pixels apart are drawn as one stroke, and thinned to one
+# line
 BEST = {"IoU": 0.95, "PCK@0.1": 0.95, "PSNR": 60.0, "F": 0.9}
 
 
@@ -24,7 +25,9 @@ def drawn(task, count=3):
 
 def scores(task, answers, items):
     """The scores of one answer a sentence, by name; the last pair of each is the query."""
-    return tasks.get(task).scores(np.stack(answers), [s.pairs[-1] for s in items], [s.encoding for s in items])
+    return tasks.get(task).scores(
+        np.stack(answers), [s.pairs[-1] for s in items], [s.encoding for s in items]
+    )
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -43,13 +46,21 @@ def test_pairs_are_pictures(task):
 def test_the_truth_scores_best_and_every_floor_less(task):
     items, metric = drawn(task), tasks.get(task).metric
     floors = [tasks.get(task).floors(s.pairs[:-1], s.pairs[-1], s.encoding) for s in items]
-    answers = {"truth": [s.pairs[-1].label for s in items]} | {name: [f[name] for f in floors] for name in floors[0]}
-    assert {"last label", *(["query"] if task != "pose" else [])} < set(answers)  # a photograph is no drawing of a skeleton
+    answers = {"truth": [s.pairs[-1].label for s in items]} | {
+        name: [f[name] for f in floors] for name in floors[0]
+    }
+    assert {"last label", *(["query"] if task != "pose" else [])} < set(
+        answers
+    )  # a photograph is no drawing of a skeleton
     assert all(a.shape == (64, 64, 3) and a.dtype == np.uint8 for row in answers.values() for a in row)
-    found = scores(task, sum(answers.values(), []), items * len(answers))[metric]  # one call: fitting skeletons is slow
+    found = scores(task, sum(answers.values(), []), items * len(answers))[
+        metric
+    ]  # one call: fitting skeletons is slow
     means = dict(zip(answers, found.reshape(len(answers), -1).mean(1), strict=True))
     assert means["truth"] >= BEST[metric]
-    assert not {name: mean for name, mean in means.items() if name != "truth" and mean >= 0.9 * means["truth"]}
+    assert not {
+        name: mean for name, mean in means.items() if name != "truth" and mean >= 0.9 * means["truth"]
+    }
 
 
 @pytest.mark.parametrize("task", ["segmentation", "selection"])
@@ -115,7 +126,9 @@ def test_selection_marks_one_class_only(monkeypatch):
 
 
 def pose_with_room():
-    """A body low enough that it can be moved by 30 % of its box and stay on the picture; which way to move it."""
+    """A body low enough that it can be moved by 30 % of its box and stay on the picture; which way to move
+    it.
+    """
     for index in range(200):
         item = sentence("pose", "test", index, pairs=1)
         box = item.pairs[0].truth["box"]
@@ -130,7 +143,9 @@ def test_a_shifted_skeleton_scores_as_reckoned():
     pair, worker = item.pairs[0], tasks.get("pose")
     style = (64, item.encoding.option("palette"), item.encoding.option("ground"))
     moved = pair.truth["keypoints"] + (step, 0)
-    found = worker.scores(np.stack([pair.label, skeleton.draw(moved, *style)]), [pair] * 2, [item.encoding] * 2)
+    found = worker.scores(
+        np.stack([pair.label, skeleton.draw(moved, *style)]), [pair] * 2, [item.encoding] * 2
+    )
     assert found["PCK@0.1"][0] >= 0.95 and found["PCK@0.1"][1] <= 0.25
     assert found["OKS"][0] > 0.9 > 0.5 > found["OKS"][1]
 
@@ -147,7 +162,10 @@ def test_pck_and_oks_by_hand():
     assert skeleton.pck(found, truth, box) == 0
     assert skeleton.oks(truth, truth, box) == 1
     found = np.full((17, 2), np.nan)
-    found[0] = truth[0] + (3, 4)  # the nose, of constant 0.026, five pixels away; the other twelve are missing
+    found[0] = truth[0] + (
+        3,
+        4,
+    )  # the nose, of constant 0.026, five pixels away; the other twelve are missing
     assert skeleton.oks(found, truth, box) == pytest.approx(math.exp(-25 / (2 * 800 * 0.052**2)) / 13)
 
 
@@ -185,7 +203,9 @@ def test_inpainting_is_judged_inside_the_hole():
     outside[~hole] = 0
     inside[hole] += 20
     assert tasks.get("inpaint").score(outside, pair, item.encoding) == {"PSNR": 60.0}
-    assert tasks.get("inpaint").score(inside, pair, item.encoding)["PSNR"] == pytest.approx(20 * math.log10(255 / 20), abs=1e-3)
+    assert tasks.get("inpaint").score(inside, pair, item.encoding)["PSNR"] == pytest.approx(
+        20 * math.log10(255 / 20), abs=1e-3
+    )
 
 
 def test_colourising_is_judged_by_chroma():
@@ -226,7 +246,9 @@ def test_motion_is_constant_between_walls(monkeypatch):
     monkeypatch.setattr(scenes, "background", lambda *_: (np.zeros((64, 64, 3), np.float32), "black"))
     worker, free, followed = tasks.get("motion"), 56, 0
     for seed in range(30):
-        pairs = worker.sentence(default(), "train", 64, worker.encoding(None), PAIRS, np.random.default_rng(seed))
+        pairs = worker.sentence(
+            default(), "train", 64, worker.encoding(None), PAIRS, np.random.default_rng(seed)
+        )
         frames = np.stack([f for pair in pairs for f in (pair.image, pair.label)])[..., 0]
         if (frames > 0).sum((1, 2)).max() > 64:
             continue  # more than one square

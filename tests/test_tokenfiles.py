@@ -24,12 +24,20 @@ def delvm(path, rows):
     lines = [(json.dumps({"tokens": [int(t) for t in row]}) + "\n").encode() for row in rows]
     path.write_bytes(b"".join(lines))
     offsets = np.cumsum([0, *map(len, lines)])[:-1]
-    np.save(open(f"{path}.meta", "wb"), np.array([(o, len(r)) for o, r in zip(offsets, rows, strict=True)], np.int64))  # noqa: SIM115
+    np.save(
+        open(f"{path}.meta", "wb"),
+        np.array([(o, len(r)) for o, r in zip(offsets, rows, strict=True)], np.int64),
+    )  # noqa: SIM115
     return path
 
 
 def lvm(path, rows):
-    path.write_text("".join(json.dumps({"tokens": base64.b64encode(np.asarray(r, np.int32).tobytes()).decode()}) + "\n" for r in rows))
+    path.write_text(
+        "".join(
+            json.dumps({"tokens": base64.b64encode(np.asarray(r, np.int32).tobytes()).decode()}) + "\n"
+            for r in rows
+        )
+    )
     return path
 
 
@@ -51,16 +59,24 @@ def test_in_and_out_again(form, write, tokenizer, tmp_path):
 
 def test_many_rows_make_several_parts(tokenizer, tmp_path):
     many = np.tile(ROWS, (PART // 7 + 2, 1))
-    assert import_tokens(lvm(tmp_path / "l.jsonl", many), "lvm", tmp_path / "store", tokenizer, "theirs") == len(many)
+    assert import_tokens(
+        lvm(tmp_path / "l.jsonl", many), "lvm", tmp_path / "store", tokenizer, "theirs"
+    ) == len(many)
     rows = Store(tmp_path / "store").tasks["theirs"]
     assert len(list((tmp_path / "store").glob("*.arrow"))) == 2 and len(rows) == len(many)
     assert (rows[np.array([PART - 1, PART, 3])].reshape(3, -1) == many[[PART - 1, PART, 3]]).all()
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("no json", "line 3 is no line of the delvm format"), ('{"ids": [1]}', "line 3 is no line"), ('{"tokens": [1, 2]}', "line 3 has 2 tokens: every"),
-    (json.dumps({"tokens": [5000] * 128}), "line 3 has the token 5000"), (json.dumps({"tokens": [-1] * 128}), "line 3 has the token -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("no json", "line 3 is no line of the delvm format"),
+        ('{"ids": [1]}', "line 3 is no line"),
+        ('{"tokens": [1, 2]}', "line 3 has 2 tokens: every"),
+        (json.dumps({"tokens": [5000] * 128}), "line 3 has the token 5000"),
+        (json.dumps({"tokens": [-1] * 128}), "line 3 has the token -1"),
+    ],
+)
 def test_a_bad_line_is_named(line, message, tokenizer, tmp_path):
     path = delvm(tmp_path / "train.bin", ROWS[:2])
     path.write_text(path.read_text() + line + "\n")
@@ -74,4 +90,10 @@ def test_an_unknown_format_and_another_tokenizer_are_refused(tokenizer, tmp_path
         list(read_lines(tmp_path, "csv"))
     import_tokens(delvm(tmp_path / "train.bin", ROWS), "delvm", tmp_path / "store", tokenizer, "theirs")
     with pytest.raises(ValueError, match="another folder"):
-        import_tokens(tmp_path / "train.bin", "delvm", tmp_path / "store", Tokenizer.from_preset("mini", seed=1, device="cpu"), "theirs")
+        import_tokens(
+            tmp_path / "train.bin",
+            "delvm",
+            tmp_path / "store",
+            Tokenizer.from_preset("mini", seed=1, device="cpu"),
+            "theirs",
+        )

@@ -30,9 +30,16 @@ def test_there_and_back(tokenizer):
     assert tokens.shape == (5, tokenizer.tokens) == (5, 16) and tokens.dtype == torch.int64
     assert 0 <= tokens.min() and tokens.max() < tokenizer.codebook_size == 16
     back = tokenizer.decode(tokens)
-    assert back.shape == (5, 3, 16, 16) and back.dtype == torch.float32 and back.min() >= 0 and back.max() <= 1
+    assert (
+        back.shape == (5, 3, 16, 16) and back.dtype == torch.float32 and back.min() >= 0 and back.max() <= 1
+    )
     assert torch.equal(tokenizer.round_trip(pictures()), back)
-    assert tokenizer.encode(pictures(0)).shape == (0, 16) and tokenizer.decode(tokens[:0]).shape == (0, 3, 16, 16)
+    assert tokenizer.encode(pictures(0)).shape == (0, 16) and tokenizer.decode(tokens[:0]).shape == (
+        0,
+        3,
+        16,
+        16,
+    )
 
 
 def test_batches_of_any_size_give_the_same_tokens(tokenizer):
@@ -77,20 +84,35 @@ def test_a_shipped_name(tokenizer, tmp_path, monkeypatch):
         Tokenizer.from_preset("two")
 
 
-@pytest.mark.parametrize("images, message", [
-    (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "uint8.*divide by 255"), (torch.rand(3, 16, 16), r"\(3, 16, 16\)"),
-    (torch.rand(1, 3, 8, 8), r"\(B, 3, 16, 16\)"), (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"),
-    (torch.rand(1, 3, 16, 16) * 255, "values in"),
-    (torch.rand(1, 3, 16, 16) - 1, "values in"), (torch.full((1, 3, 16, 16), float("nan")), "nan"), ("a.png", "str")])
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "uint8.*divide by 255"),
+        (torch.rand(3, 16, 16), r"\(3, 16, 16\)"),
+        (torch.rand(1, 3, 8, 8), r"\(B, 3, 16, 16\)"),
+        (torch.rand(1, 1, 16, 16), r"\(1, 1, 16, 16\)"),
+        (torch.rand(1, 3, 16, 16) * 255, "values in"),
+        (torch.rand(1, 3, 16, 16) - 1, "values in"),
+        (torch.full((1, 3, 16, 16), float("nan")), "nan"),
+        ("a.png", "str"),
+    ],
+)
 def test_bad_pictures_are_refused(tokenizer, images, message):
     with pytest.raises(ValueError, match=message):
         tokenizer.encode(images)
 
 
-@pytest.mark.parametrize("tokens, message", [
-    (torch.full((1, 16), 16), "id 16 is out of range.*0 to 15"), (torch.full((1, 16), -1), "id -1 is out of range"),
-    (torch.zeros(1, 15, dtype=torch.int64), r"\(1, 15\)"), (torch.zeros(16, dtype=torch.int64), r"\(16,\)"),
-    (torch.zeros(1, 16), "float32"), (torch.zeros(1, 16, dtype=torch.bool), "bool")])
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        (torch.full((1, 16), 16), "id 16 is out of range.*0 to 15"),
+        (torch.full((1, 16), -1), "id -1 is out of range"),
+        (torch.zeros(1, 15, dtype=torch.int64), r"\(1, 15\)"),
+        (torch.zeros(16, dtype=torch.int64), r"\(16,\)"),
+        (torch.zeros(1, 16), "float32"),
+        (torch.zeros(1, 16, dtype=torch.bool), "bool"),
+    ],
+)
 def test_bad_tokens_are_refused(tokenizer, tokens, message):
     with pytest.raises(ValueError, match=message):
         tokenizer.decode(tokens)
@@ -125,13 +147,22 @@ def damage(folder, how):
         save_file(state, weights)
 
 
-@pytest.mark.parametrize("how, message", [
-    ("truncated", "damaged"), ("cut to nothing", "damaged"), ("no weights", "model.safetensors is missing"),
-    ("no config", "config.json is missing"),
-    ("bad json", "damaged"), ("other kind", "another kind|no lvmlab VQGAN"), ("bad field", "patch=3"),
-    ("missing", "missing: encoder.conv_in.bias"),
-    ("unexpected", "unexpected: encoder.conv_on.bias"), ("misshapen", r"misshapen: quantize.embedding.weight \(17, 4\) for \(16, 4\)"),
-    ("not finite", "not finite: decoder.conv_in.bias")])
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("truncated", "damaged"),
+        ("cut to nothing", "damaged"),
+        ("no weights", "model.safetensors is missing"),
+        ("no config", "config.json is missing"),
+        ("bad json", "damaged"),
+        ("other kind", "another kind|no lvmlab VQGAN"),
+        ("bad field", "patch=3"),
+        ("missing", "missing: encoder.conv_in.bias"),
+        ("unexpected", "unexpected: encoder.conv_on.bias"),
+        ("misshapen", r"misshapen: quantize.embedding.weight \(17, 4\) for \(16, 4\)"),
+        ("not finite", "not finite: decoder.conv_in.bias"),
+    ],
+)
 def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(saved, how, message):
     damage(saved, how)
     before = {p.name: p.read_bytes() for p in saved.iterdir()}

@@ -14,7 +14,9 @@ from torch import nn
 
 from lvmlab.training.loop import TrainConfig, TrainingError, load_checkpoint, read_log, train
 
-CONFIG = TrainConfig(steps=24, lr=1e-2, warmup=4, precision="fp32", save_every=5, log_every=1, accumulation=2, seed=3)
+CONFIG = TrainConfig(
+    steps=24, lr=1e-2, warmup=4, precision="fp32", save_every=5, log_every=1, accumulation=2, seed=3
+)
 
 
 class Tiny(nn.Module):
@@ -77,11 +79,18 @@ CHILD = textwrap.dedent("""
 def killed(folder, after):
     """A training in a process of its own, killed once so many steps are logged."""
     here = os.path.dirname(__file__)
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder), here], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder), here], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     try:
         deadline = time.monotonic() + 60
-        while len((folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []) < after:
-            assert child.poll() is None and time.monotonic() < deadline, "the training ended before it could be killed"
+        while (
+            len((folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else [])
+            < after
+        ):
+            assert child.poll() is None and time.monotonic() < deadline, (
+                "the training ended before it could be killed"
+            )
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
@@ -100,7 +109,9 @@ def test_killed_at_a_random_step_and_started_again_it_goes_on_to_the_same_losses
     assert losses(log) == pytest.approx(expected, abs=2e-6) and list(losses(log)) == list(range(24))
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=1e-5)
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == list(range(24))
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == list(
+        range(24)
+    )
     assert not list(tmp_path.glob(".*"))
 
 
@@ -131,7 +142,10 @@ def test_muon_takes_the_matrices_it_is_given_and_resumes(tmp_path, whole):
     kept = load_checkpoint(tmp_path / "two")["optimizer"]["state"]
     assert "momentum" in kept["layers.0.weight"] and "exp_avg" in kept["layers.3.weight"]
     # one orthogonalised step moves all singular directions alike, AdamW's moves all entries alike
-    before, once = model().layers[0].weight.detach(), dataclasses.replace(config, steps=1, warmup=0, weight_decay=0.0)
+    before, once = (
+        model().layers[0].weight.detach(),
+        dataclasses.replace(config, steps=1, warmup=0, weight_decay=0.0),
+    )
     run(tmp_path / "once", once, net=(moved := model()))
     values = torch.linalg.svdvals(moved.layers[0].weight.detach() - before)
     assert values[-1] > 0.4 * values[0]
@@ -147,7 +161,10 @@ def test_bf16_and_fp32_in_one_process(tmp_path, whole):
         value, metrics = loss(net, batch)
         return value, metrics | {"bf16": float(net(batch[0]).dtype == torch.bfloat16)}
 
-    logs = [run(tmp_path / p, dataclasses.replace(CONFIG, precision=p, steps=3), net=model(), aim=aim) for p in ("bf16", "fp32")]
+    logs = [
+        run(tmp_path / p, dataclasses.replace(CONFIG, precision=p, steps=3), net=model(), aim=aim)
+        for p in ("bf16", "fp32")
+    ]
     assert [log[0]["bf16"] for log in logs] == [1, 0]
     assert logs[0][0]["loss"] == pytest.approx(whole[0][0], rel=0.02)
 
@@ -157,10 +174,16 @@ def test_saving_and_logging_less_often_changes_nothing(tmp_path, whole):
     assert losses(log) == {k: whole[0][k] for k in (0, 6, 12, 18, 23)}
 
 
-@pytest.mark.parametrize("change, options, message", [
-    ({"lr": 2e-2}, {}, r"lr: 0.01 there, 0.02 here"), ({"precision": "bf16"}, {}, "precision: 'fp32' there, 'bf16' here"),
-    ({"seed": 4}, {}, "seed: 3 there"), ({}, {"identity": {"data": "v2"}}, "more: {} there, {'data': 'v2'} here"),
-    ({}, {"net": nn.Linear(4, 1)}, "parameters: 97 there, 5 here")])
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        ({"lr": 2e-2}, {}, r"lr: 0.01 there, 0.02 here"),
+        ({"precision": "bf16"}, {}, "precision: 'fp32' there, 'bf16' here"),
+        ({"seed": 4}, {}, "seed: 3 there"),
+        ({}, {"identity": {"data": "v2"}}, "more: {} there, {'data': 'v2'} here"),
+        ({}, {"net": nn.Linear(4, 1)}, "parameters: 97 there, 5 here"),
+    ],
+)
 def test_another_configuration_is_refused_and_the_checkpoint_left_alone(whole, change, options, message):
     folder = whole[2]
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
@@ -173,7 +196,9 @@ def test_another_configuration_is_refused_and_the_checkpoint_left_alone(whole, c
 def test_a_loss_that_is_not_finite_stops_it_with_a_remedy(tmp_path, bad):
     def breaks(net, batch):
         value, metrics = loss(net, batch)
-        return value * (bad if breaks.calls >= 14 else 1), metrics | {"calls": (setattr(breaks, "calls", breaks.calls + 1), 0)[1]}
+        return value * (bad if breaks.calls >= 14 else 1), metrics | {
+            "calls": (setattr(breaks, "calls", breaks.calls + 1), 0)[1]
+        }
 
     breaks.calls = 0
     with pytest.raises(TrainingError, match="at step 7: lower lr"):
@@ -205,7 +230,10 @@ class Mine:
 
 def test_a_checkpoint_executes_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": Mine(), "optimizer": [], "step": 0, "random": {}, "identity": "{}"}, tmp_path / "checkpoint.pt")
+    torch.save(
+        {"model": Mine(), "optimizer": [], "step": 0, "random": {}, "identity": "{}"},
+        tmp_path / "checkpoint.pt",
+    )
     with pytest.raises(TrainingError):
         load_checkpoint(tmp_path)
     assert not (tmp_path / "executed").exists()
@@ -231,19 +259,43 @@ def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
 
 def test_the_log_has_what_a_reader_needs(whole):
     record = read_log(whole[2])[-1]
-    assert {"step", "loss", "mean_loss", "spread", "norm", "lr", "items_per_second", "seconds"} == record.keys()
+    assert {
+        "step",
+        "loss",
+        "mean_loss",
+        "spread",
+        "norm",
+        "lr",
+        "items_per_second",
+        "seconds",
+    } == record.keys()
     assert record["lr"] == pytest.approx(CONFIG.lr_at(23)) and record["items_per_second"] > 0
 
 
 def test_schedule():
     config = TrainConfig(steps=100, lr=1.0, min_lr=0.1, warmup=10)
     assert config.lr_at(0) == pytest.approx(0.1) and config.lr_at(9) == config.lr_at(10) == 1.0
-    assert config.lr_at(55) == pytest.approx(0.55) and config.lr_at(100) == config.lr_at(200) == pytest.approx(0.1)
+    assert config.lr_at(55) == pytest.approx(0.55) and config.lr_at(100) == config.lr_at(
+        200
+    ) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("field, value", [
-    ("steps", 0), ("lr", 0), ("min_lr", 1), ("warmup", -1), ("betas", (0.9, 1.0)), ("weight_decay", -1), ("clip", -1), ("accumulation", 0),
-    ("precision", "fp8"), ("save_every", 0), ("log_every", 0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("steps", 0),
+        ("lr", 0),
+        ("min_lr", 1),
+        ("warmup", -1),
+        ("betas", (0.9, 1.0)),
+        ("weight_decay", -1),
+        ("clip", -1),
+        ("accumulation", 0),
+        ("precision", "fp8"),
+        ("save_every", 0),
+        ("log_every", 0),
+    ],
+)
 def test_a_wrong_field_is_named(field, value):
     with pytest.raises(ValueError, match=f"TrainConfig.{field}="):
         TrainConfig(**{"steps": 10, field: value})
@@ -265,11 +317,18 @@ FULL = textwrap.dedent("""
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, whole):
     here = os.path.dirname(__file__)
-    found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), here], capture_output=True, text=True, timeout=120)
+    found = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), here], capture_output=True, text=True, timeout=120
+    )
     assert found.returncode == 0, found.stderr
-    assert "the checkpoint of step 5 cannot be written" in found.stdout and "the one of before is sound" in found.stdout
+    assert (
+        "the checkpoint of step 5 cannot be written" in found.stdout
+        and "the one of before is sound" in found.stdout
+    )
     assert load_checkpoint(tmp_path)["step"] == 1 and not list(tmp_path.glob(".*"))
-    assert losses(run(tmp_path, dataclasses.replace(CONFIG, tracker="none"))) == pytest.approx(whole[0], abs=2e-6)
+    assert losses(run(tmp_path, dataclasses.replace(CONFIG, tracker="none"))) == pytest.approx(
+        whole[0], abs=2e-6
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -281,14 +340,20 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("lvmlab.utils.files.os.replace", refused)
     monkeypatch.setattr("lvmlab.train._start_log", lambda *_: None)
-    with pytest.raises(TrainingError, match=r"cannot be written to .*Permission denied.*make it writable.*before is sound"):
+    with pytest.raises(
+        TrainingError, match=r"cannot be written to .*Permission denied.*make it writable.*before is sound"
+    ):
         run(tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
     with pytest.raises(TrainingError, match=r"at step 0 \(batch of photographs 7 and 9\): lower lr"):
-        run(tmp_path, aim=lambda net, batch: (net(batch[0]).sum() * float("nan"), {}), culprit=lambda batch: "photographs 7 and 9")
+        run(
+            tmp_path,
+            aim=lambda net, batch: (net(batch[0]).sum() * float("nan"), {}),
+            culprit=lambda batch: "photographs 7 and 9",
+        )
 
 
 def test_the_log_goes_to_the_tracker_too(tmp_path):
@@ -303,8 +368,18 @@ def test_what_decays():
     from lvmlab.training.loop import _optimizers
 
     for decay, expected in (("matrices", {0.1: 2, 0.0: 2}), ("all", {0.1: 4})):
-        groups = _optimizers(model(), dataclasses.replace(CONFIG, decay=decay), fused=False, bf16=False)[0].param_groups
-        found = {w: sum(len(g["params"]) for g in groups if g["weight_decay"] == w) for w in {g["weight_decay"] for g in groups}}
+        groups = _optimizers(model(), dataclasses.replace(CONFIG, decay=decay), fused=False, bf16=False)[
+            0
+        ].param_groups
+        found = {
+            w: sum(len(g["params"]) for g in groups if g["weight_decay"] == w)
+            for w in {g["weight_decay"] for g in groups}
+        }
         assert found == expected
     paper = TrainConfig.delvm()
-    assert (paper.steps, paper.warmup, paper.decay, paper.lr_at(40_000)) == (40_000, 224, "all", pytest.approx(1.5e-5))
+    assert (paper.steps, paper.warmup, paper.decay, paper.lr_at(40_000)) == (
+        40_000,
+        224,
+        "all",
+        pytest.approx(1.5e-5),
+    )

@@ -17,7 +17,15 @@ from lvmlab.world.sentences import generator, sentence
 from lvmlab.world.tasks import base
 
 WORLD = paths.assets() / "world"
-FREE = {"CC0-1.0", "public domain", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "MIT", "CC0-1.0 (assets), Apache-2.0 (model code)"}
+FREE = {
+    "CC0-1.0",
+    "public domain",
+    "CC-BY-2.0",
+    "CC-BY-3.0",
+    "CC-BY-4.0",
+    "MIT",
+    "CC0-1.0 (assets), Apache-2.0 (model code)",
+}
 
 
 @functools.cache
@@ -29,7 +37,10 @@ def rows(kind):
 def drawn():
     """Fifteen scenes of objects and of bodies from each split."""
     seeds = [(split, np.random.default_rng([i, SPLITS.index(split)])) for split in SPLITS for i in range(15)]
-    return [(scenes.objects_scene(default(), s, 64, rng), scenes.body_scene(default(), s, 64, rng), s) for s, rng in seeds]
+    return [
+        (scenes.objects_scene(default(), s, 64, rng), scenes.body_scene(default(), s, 64, rng), s)
+        for s, rng in seeds
+    ]
 
 
 def test_the_world_is_as_large_as_promised():
@@ -62,7 +73,10 @@ def test_no_source_is_in_two_splits(kind, unit):
         # shifted objects are the test families drawn in another style: as unknown in training as those
         styles = {split: {r["style"] for r in rows(kind) if r["split"] == split} for split in SPLITS}
         assert not styles["shifted"] & (styles["train"] | styles["val"] | styles["test"])
-        homes = {name: split - {"shifted"} if split == {"test", "shifted"} else split for name, split in homes.items()}
+        homes = {
+            name: split - {"shifted"} if split == {"test", "shifted"} else split
+            for name, split in homes.items()
+        }
     assert not [name for name, split in homes.items() if len(split) > 1]
 
 
@@ -123,7 +137,8 @@ def test_masks_are_exact(drawn):
             canvas = np.zeros((64, 64, 3), np.float32)
             scenes.paste(canvas, item.layer, item.x, item.y)
             sure = mask > 0.999
-            # bicubic rotation rings: the object in front may lend a pixel beside it up to a twentieth of its light
+            # bicubic rotation rings: the object in front may lend a pixel beside it up to a twentieth of its
+            # light
             assert sure.any() and np.abs(scene.image[sure] - canvas[sure]).max() < 0.05
             assert np.abs(scene.image[sure] - canvas[sure]).mean() < 0.001
 
@@ -147,7 +162,11 @@ def test_a_seed_gives_one_sentence():
     for task in ("segmentation", "pose", "derain", "motion"):
         first = pictures(task, "train", 3, seed=5)
         assert np.array_equal(first, pictures(task, "train", 3, seed=5))
-        for other in (pictures(task, "train", 3, seed=6), pictures(task, "train", 4, seed=5), pictures(task, "val", 3, seed=5)):
+        for other in (
+            pictures(task, "train", 3, seed=6),
+            pictures(task, "train", 4, seed=5),
+            pictures(task, "val", 3, seed=5),
+        ):
             assert not np.array_equal(first, other)
 
 
@@ -161,7 +180,9 @@ def test_objects_of_another_split_leave_the_rest_alone():
 
 
 def encodings(task, held_out, count=300):
-    return [tasks.get(task).encoding(generator(0, "train", task, i, held_out), held_out) for i in range(count)]
+    return [
+        tasks.get(task).encoding(generator(0, "train", task, i, held_out), held_out) for i in range(count)
+    ]
 
 
 def hue_and_ground(encoding, grounds):
@@ -206,7 +227,10 @@ def test_rain_and_blur_change_pictures_within_bounds(seed):
     rng = np.random.default_rng(seed)
     image = scenes.background(default(), "train", 64, rng)[0]
     before = image.copy()
-    for after in (weather.rain(image, weather.Rain.draw(rng), rng), weather.motion_blur(image, rng.uniform(0, 180), 0.2)):
+    for after in (
+        weather.rain(image, weather.Rain.draw(rng), rng),
+        weather.motion_blur(image, rng.uniform(0, 180), 0.2),
+    ):
         assert after.shape == image.shape and after.min() >= 0 and after.max() <= 1
         assert np.abs(after - image).mean() > 0.005
     assert np.array_equal(image, before)

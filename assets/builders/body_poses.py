@@ -1,6 +1,8 @@
-"""Poses of the people in mini-world: a handful of angles in degrees, turned into a rotation for each of anny's bones.
+"""Poses of the people in mini-world: a handful of angles in degrees, turned into a rotation for each of
+anny's bones.
 
-World axes: x to the person's left, y to the back, z up; the person looks along -y. Anny's default parameterisation
+World axes: x to the person's left, y to the back, z up; the person looks along -y. Anny's default
+    parameterisation
 turns each bone by a rotation given in these axes as they stand in the reference pose.
 """
 
@@ -18,11 +20,15 @@ def turn(axis: str | np.ndarray, degrees: float) -> np.ndarray:
 def leg(rng, flex=0.0, out=0.0, knee=6.0, foot=0.0, rot=8.0, spread=3.0) -> dict:
     """Hip flexed forward, leg moved outwards, knee bent, toes pointed down, toes turned out: degrees."""
     j = rng.normal(0, spread, 4)
-    return dict(flex=flex + j[0], out=max(out + j[1], -7), knee=max(knee + j[2], 2), foot=foot + j[3], rot=rot)
+    return dict(
+        flex=flex + j[0], out=max(out + j[1], -7), knee=max(knee + j[2], 2), foot=foot + j[3], rot=rot
+    )
 
 
 def arm(rng, fwd=0.0, out=14.0, bend=18.0, roll=20.0, spread=5.0) -> dict:
-    """Upper arm lifted forward and outwards from hanging, elbow bent, forearm rolled inwards (negative: outwards)."""
+    """Upper arm lifted forward and outwards from hanging, elbow bent, forearm rolled inwards (negative:
+    outwards).
+    """
     j = rng.normal(0, spread, 4)
     return dict(fwd=fwd + j[0], out=max(out + j[1], 12), bend=max(bend + j[2], 8), roll=roll + 2 * j[3])
 
@@ -99,11 +105,13 @@ def jumping(rng) -> dict:
 
 POSES = dict(
     standing=standing, walking=walking, running=running, sitting=sitting, reaching=reaching, jumping=jumping
-)  # fmt: skip
+)
 
 
 def rotations(pose: dict, rest: dict, mirror: bool, rng) -> dict[str, np.ndarray]:
-    """Rotation of each moved bone. `rest` has the arms' rest directions (upper, lower) by side, unit vectors (3,)."""
+    """Rotation of each moved bone. `rest` has the arms' rest directions (upper, lower) by side, unit vectors
+    (3,).
+    """
     legs, arms, sign = list(pose["legs"]), list(pose["arms"]), 1
     if mirror:
         legs, arms, sign = legs[::-1], arms[::-1], -1
@@ -115,7 +123,9 @@ def rotations(pose: dict, rest: dict, mirror: bool, rng) -> dict[str, np.ndarray
     for name in ("neck01", "head"):
         bones[name] = turn("z", look / 2) @ turn("x", nod / 2)
     for side, s, a, b in (("L", 1, legs[0], arms[0]), ("R", -1, legs[1], arms[1])):
-        bones[f"upperleg01.{side}"] = turn("x", -a["flex"]) @ turn("y", -s * a["out"]) @ turn("z", s * a["rot"])
+        bones[f"upperleg01.{side}"] = (
+            turn("x", -a["flex"]) @ turn("y", -s * a["out"]) @ turn("z", s * a["rot"])
+        )
         bones[f"lowerleg01.{side}"] = turn("x", a["knee"])
         bones[f"foot.{side}"] = turn("x", a["foot"])
         swing = turn("x", -b["fwd"])

@@ -1,4 +1,5 @@
-"""Looks and picture of the people in mini-world: painted body parts, light, and a z-buffer in numpy (build time only).
+"""Looks and picture of the people in mini-world: painted body parts, light, and a z-buffer in numpy (build
+time only).
 
 World axes as in `body_poses`; the camera looks along +y. Colours are linear light until the picture is done.
 """
@@ -14,11 +15,15 @@ from body_poses import turn
 
 SIDE, SUPERSAMPLE = 192, 2  # larger side of a sprite in pixels; rendered larger by this factor
 COCO = (
-    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
+    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow "
+    "left_wrist "
     "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle"
 ).split()
-# How far (metres, for a body of 1.7 m) the joint may lie below the surface the camera sees and still count as visible.
-DEPTH = dict(nose=0.05, eye=0.05, ear=0.09, shoulder=0.13, elbow=0.09, wrist=0.07, hip=0.19, knee=0.11, ankle=0.10)
+# How far (metres, for a body of 1.7 m) the joint may lie below the surface the camera sees and still count as
+# visible.
+DEPTH = dict(
+    nose=0.05, eye=0.05, ear=0.09, shoulder=0.13, elbow=0.09, wrist=0.07, hip=0.19, knee=0.11, ankle=0.10
+)
 SKIN = ("f1c8a8", "e8b896", "d9a27c", "c68b62", "a66f49", "85532f", "63401f", "4a2d1b")
 HAIR = ("17120f", "2a1b12", "4a2e1a", "6e4a2a", "a97f4a", "c9a66b", "8a3f1f", "8f8f8f", "d6d3cd")
 CLOTH = ("f2f0ea", "20242c", "5a6270", "27406f", "7c1f2b", "2f5d3a", "c9b48a", "5b4030", "8fa7c4", "3d4a3a")
@@ -47,7 +52,8 @@ def cloth(rng, skin: np.ndarray) -> np.ndarray:
 def paint(rest: np.ndarray, kp: dict, bones: np.ndarray, man: bool, old: bool, rng) -> tuple[np.ndarray, ...]:
     """Colour (V, 3, linear), thickness over the skin (V,), cloth mask (V,), long hair's colour or None.
 
-    `rest` (V, 3) and `kp` (name to (3,)) are the reference pose, `bones` (V,) the name of each vertex' main bone.
+    `rest` (V, 3) and `kp` (name to (3,)) are the reference pose, `bones` (V,) the name of each vertex' main
+    bone.
     """
 
     def on(*names):
@@ -61,7 +67,9 @@ def paint(rest: np.ndarray, kp: dict, bones: np.ndarray, man: bool, old: bool, r
         return np.where(out[1] > 0, 1 + out[1], np.minimum(out[0], 1))
 
     left = rest[:, 0] > 0
-    arm_t = np.where(left, along("left", "shoulder", "elbow", "wrist"), along("right", "shoulder", "elbow", "wrist"))
+    arm_t = np.where(
+        left, along("left", "shoulder", "elbow", "wrist"), along("right", "shoulder", "elbow", "wrist")
+    )
     leg_t = np.where(left, along("left", "hip", "knee", "ankle"), along("right", "hip", "knee", "ankle"))
     height = np.ptp(rest[:, 2])
     skin = linear(SKIN[rng.integers(len(SKIN))]) * rng.uniform(0.9, 1.1, 3) ** 0.5
@@ -136,16 +144,24 @@ def normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def smoother(faces: np.ndarray, loose: np.ndarray) -> sparse.csr_array:
-    """Matrix (V, V) that moves the vertices under cloth to the mean of their neighbours: garments hide small forms."""
+    """Matrix (V, V) that moves the vertices under cloth to the mean of their neighbours: garments hide small
+    forms.
+    """
     count = len(loose)
     pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     pairs = np.concatenate([pairs, pairs[:, ::-1]])
     links = sparse.csr_array((loose[pairs[:, 0]].astype(float), pairs.T), shape=(count, count))
-    return sparse.diags_array(1 / np.maximum(links.sum(1), 1)) @ links + sparse.diags_array((~loose).astype(float))
+    return sparse.diags_array(1 / np.maximum(links.sum(1), 1)) @ links + sparse.diags_array(
+        (~loose).astype(float)
+    )
 
 
-def rasterise(xy: np.ndarray, depth: np.ndarray, faces: np.ndarray, colour: np.ndarray, width: int, height: int):
-    """Z-buffer of small triangles: picture (H, W, 3), coverage (H, W), depth (H, W, inf where nothing is seen)."""
+def rasterise(
+    xy: np.ndarray, depth: np.ndarray, faces: np.ndarray, colour: np.ndarray, width: int, height: int
+):
+    """Z-buffer of small triangles: picture (H, W, 3), coverage (H, W), depth (H, W, inf where nothing is
+    seen).
+    """
     a, b, c = (xy[faces[:, i]] for i in range(3))
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
     corners = xy[faces]  # F 3 2
@@ -169,7 +185,11 @@ def rasterise(xy: np.ndarray, depth: np.ndarray, faces: np.ndarray, colour: np.n
     seen = z <= near[pixel]
     picture = np.zeros((width * height, 3))
     picture[pixel[seen]] = (w[seen, :, None] * colour[faces[face[seen]]]).sum(1)
-    return picture.reshape(height, width, 3), np.isfinite(near).reshape(height, width), near.reshape(height, width)
+    return (
+        picture.reshape(height, width, 3),
+        np.isfinite(near).reshape(height, width),
+        near.reshape(height, width),
+    )
 
 
 def draw_light(shifted: bool, rng) -> dict:
@@ -178,20 +198,33 @@ def draw_light(shifted: bool, rng) -> dict:
     if not shifted:
         azimuth, elevation = rng.uniform(-80, 80), rng.uniform(10, 70)
         tint = 1 + rng.uniform(-0.12, 0.12) * np.array([1, 0.1, -1])
-        return dict(azimuth=azimuth, elevation=elevation, ambient=rng.uniform(0.32, 0.6) * np.ones(3),
-                    sun=rng.uniform(0.6, 0.95) * tint)  # fmt: skip
+        return dict(
+            azimuth=azimuth,
+            elevation=elevation,
+            ambient=rng.uniform(0.32, 0.6) * np.ones(3),
+            sun=rng.uniform(0.6, 0.95) * tint,
+        )
     hue = np.array(colorsys.hsv_to_rgb(rng.random(), 0.8, 1.0))
     if rng.random() < 0.6:
-        return dict(azimuth=side * rng.uniform(70, 105), elevation=rng.uniform(-10, 35),
-                    ambient=0.16 + 0.08 * hue[::-1], sun=1.9 * hue + 0.1)  # fmt: skip
-    return dict(azimuth=side * rng.uniform(40, 110), elevation=rng.uniform(20, 75), ambient=np.full(3, 0.08),
-                sun=np.full(3, rng.uniform(0.4, 0.7)))  # fmt: skip
+        return dict(
+            azimuth=side * rng.uniform(70, 105),
+            elevation=rng.uniform(-10, 35),
+            ambient=0.16 + 0.08 * hue[::-1],
+            sun=1.9 * hue + 0.1,
+        )
+    return dict(
+        azimuth=side * rng.uniform(40, 110),
+        elevation=rng.uniform(20, 75),
+        ambient=np.full(3, 0.08),
+        sun=np.full(3, rng.uniform(0.4, 0.7)),
+    )
 
 
 def render(body: dict, yaw: float, light: dict, rng) -> tuple[Image.Image, np.ndarray, np.ndarray]:
     """One sprite: RGBA picture, keypoints (17, 2) in its pixels, visibility (17,).
 
-    `body`: vertices (V, 3), faces, keypoints (17, 3), colour, thick, cloth, hair (colour or None), head (4, 4), ears.
+    `body`: vertices (V, 3), faces, keypoints (17, 3), colour, thick, cloth, hair (colour or None), head (4,
+    4), ears.
     """
     vertices, faces, colour = body["vertices"], body["faces"], body["colour"]
     smooth = smoother(faces, body["cloth"])
@@ -211,7 +244,9 @@ def render(body: dict, yaw: float, light: dict, rng) -> tuple[Image.Image, np.nd
         normal = np.concatenate([normal, (unit / shape) @ head[:3, :3].T])
         colour = np.concatenate([colour, np.tile(body["hair"], (len(unit), 1))])
     tall = body["tall"]
-    view = turn("y", rng.normal(0, 3)) @ turn("x", rng.uniform(-6, 22)) @ turn("z", yaw)  # then the camera looks at +y
+    view = (
+        turn("y", rng.normal(0, 3)) @ turn("x", rng.uniform(-6, 22)) @ turn("z", yaw)
+    )  # then the camera looks at +y
     centre = (vertices.max(0) + vertices.min(0)) / 2
     far = tall * rng.uniform(3.0, 6.0)
 
@@ -238,7 +273,9 @@ def render(body: dict, yaw: float, light: dict, rng) -> tuple[Image.Image, np.nd
     zoom = SIDE / max(x1 - x0, y1 - y0)
     size = max(round((x1 - x0) * zoom), 1), max(round((y1 - y0) * zoom), 1)
     layers = [*np.moveaxis(picture.clip(0, 1) * covered[..., None], -1, 0), covered]
-    shrink = [Image.fromarray(a.astype(np.float32)).resize(size, Image.BOX, box=(x0, y0, x1, y1)) for a in layers]
+    shrink = [
+        Image.fromarray(a.astype(np.float32)).resize(size, Image.BOX, box=(x0, y0, x1, y1)) for a in layers
+    ]
     *rgb, alpha = (np.asarray(a) for a in shrink)
     rgb = (np.stack(rgb, -1) / np.maximum(alpha, 1e-6)[..., None]).clip(0, 1) ** (1 / 2.2)
     image = Image.fromarray((np.concatenate([rgb, alpha[..., None]], -1) * 255).round().astype(np.uint8))

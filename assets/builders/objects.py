@@ -1,9 +1,12 @@
 """Objects of mini-world: cut-out drawings with exact masks, a class and a family.
 
 The drawings are Microsoft's Fluent Emoji, in two styles: "3d" for train, val and test, "flat" for `shifted`.
-`object_classes.json` names, class by class, the families: drawings that look nearly the same (an animal and its face,
-the phases of the moon) stand in one string and always fall in one split. `shifted` holds the flat drawings of the
-test families, so neither its style nor its things are seen in training, and it pairs with `test` object by object.
+`object_classes.json` names, class by class, the families: drawings that look nearly the same (an animal and
+its face,
+the phases of the moon) stand in one string and always fall in one split. `shifted` holds the flat drawings of
+the
+test families, so neither its style nor its things are seen in training, and it pairs with `test` object by
+object.
 
 Needs npm (to fetch the packages), Pillow, NumPy, PyArrow and, at build time only, `resvg-py`.
 """
@@ -24,7 +27,10 @@ from PIL import Image
 
 PACKAGES = {  # npm name: (version, SHA-256 of the tarball)
     "@lobehub/fluent-emoji-3d": ("1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
-    "@iconify-json/fluent-emoji-flat": ("1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+    "@iconify-json/fluent-emoji-flat": (
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+    ),
     "unicode-emoji-json": ("0.9.0", "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401"),
 }
 AUTHORS = {
@@ -45,14 +51,18 @@ def fetch(package: str, downloads: pathlib.Path) -> dict[str, bytes]:
     tarball = downloads / f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
     if not tarball.exists():
         if not shutil.which("npm"):
-            raise FileNotFoundError(f"{tarball.name} is not in {downloads}, and there is no npm to fetch it with")
+            raise FileNotFoundError(
+                f"{tarball.name} is not in {downloads}, and there is no npm to fetch it with"
+            )
         downloads.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", f"{package}@{version}", "--pack-destination", str(downloads)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode or not tarball.exists():
             raise RuntimeError(f"npm pack could not fetch {package}@{version}:\n{done.stderr.strip()}")
     if hashlib.sha256(tarball.read_bytes()).hexdigest() != digest:
-        raise ValueError(f"{tarball} is not the {package}@{version} this was written for; delete it and build again")
+        raise ValueError(
+            f"{tarball} is not the {package}@{version} this was written for; delete it and build again"
+        )
     with tarfile.open(tarball) as tar:
         files = {m.name.removeprefix("package/"): tar.extractfile(m).read() for m in tar if m.isfile()}
     licence = json.loads(files["package.json"]).get("license")
@@ -69,7 +79,9 @@ def code(text: str) -> str:
 
 def read_3d(files: dict[str, bytes]) -> dict[str, bytes]:
     """WebP pictures of 256 px by code."""
-    return {code(pathlib.PurePath(name).stem): data for name, data in files.items() if name.startswith("assets/")}
+    return {
+        code(pathlib.PurePath(name).stem): data for name, data in files.items() if name.startswith("assets/")
+    }
 
 
 def read_flat(files: dict[str, bytes]) -> dict[str, str]:
@@ -91,7 +103,9 @@ def rasterise(svg: str, side: int = 512) -> Image.Image:
 
 
 def cut_out(picture: Image.Image) -> Image.Image | None:
-    """The picture cropped to its alpha, long side 128 px; None where its mask is too thin to stand for an object."""
+    """The picture cropped to its alpha, long side 128 px; None where its mask is too thin to stand for an
+    object.
+    """
     rgba = picture.convert("RGBA")
     alpha = np.asarray(rgba)[..., 3]
     rows, columns = np.flatnonzero((alpha > 127).any(1)), np.flatnonzero((alpha > 127).any(0))
@@ -101,7 +115,9 @@ def cut_out(picture: Image.Image) -> Image.Image | None:
     if (np.asarray(rgba)[..., 3] > 127).mean() < FILL:
         return None
     size = tuple(max(1, round(SIDE * s / max(rgba.size))) for s in rgba.size)
-    return rgba.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")  # RGBa is premultiplied
+    return (
+        rgba.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    )  # RGBa is premultiplied
 
 
 def encode(picture: Image.Image) -> bytes:
@@ -112,9 +128,11 @@ def encode(picture: Image.Image) -> bytes:
 
 
 def split_families(sizes: dict[str, int]) -> dict[str, str]:
-    """A split for each family of one class, in the order of a fixed hash: where most is still missing and it fits.
+    """A split for each family of one class, in the order of a fixed hash: where most is still missing and it
+    fits.
 
-    A family that would be more than half of the class in a split goes to train, so that val and test stay varied.
+    A family that would be more than half of the class in a split goes to train, so that val and test stay
+    varied.
     """
     have, total = dict.fromkeys(SHARES, 0), sum(sizes.values())
     split_of = {}
@@ -140,7 +158,9 @@ def draw(downloads: pathlib.Path) -> list[dict]:
         drawn = {}
         for family in (f.split(", ") for f in families):
             if unknown := [n for n in family if n not in code_of or code_of[n] not in three or n in seen]:
-                raise ValueError(f"{CLASSES.name}, {klass}: {unknown} are named twice or not drawn in {ORIGINS['3d']}")
+                raise ValueError(
+                    f"{CLASSES.name}, {klass}: {unknown} are named twice or not drawn in {ORIGINS['3d']}"
+                )
             seen.update(family)
             pictures = {name: cut_out(Image.open(io.BytesIO(three[code_of[name]]))) for name in family}
             if kept := {name: picture for name, picture in pictures.items() if picture}:
@@ -148,7 +168,13 @@ def draw(downloads: pathlib.Path) -> list[dict]:
         split_of = split_families({family: len(kept) for family, kept in drawn.items()})
         for family, kept in drawn.items():
             for name, picture in kept.items():
-                row = {"name": name, "klass": klass, "family": family, "style": "3d", "split": split_of[family]}
+                row = {
+                    "name": name,
+                    "klass": klass,
+                    "family": family,
+                    "style": "3d",
+                    "split": split_of[family],
+                }
                 rows.append(row | {"image": encode(picture)})
                 svg = flat.get(code_of[name]) if row["split"] == "test" else None
                 if svg and (other := cut_out(rasterise(svg))):
@@ -168,7 +194,11 @@ def build(out: pathlib.Path, downloads: pathlib.Path) -> list[dict]:
     credit_rows = []
     for style, package in ORIGINS.items():
         count = sum(row["style"] == style for row in rows)
-        row = {"file": f"objects.parquet: {style}, {count} pictures", "author": AUTHORS[style], "licence": "MIT"}
+        row = {
+            "file": f"objects.parquet: {style}, {count} pictures",
+            "author": AUTHORS[style],
+            "licence": "MIT",
+        }
         credit_rows.append(row | {"origin": f"{package} {PACKAGES[package][0]} (npm)", "part": "objects"})
     return credit_rows
 

@@ -1,8 +1,11 @@
 """Photographs of mini-world: real, colour, and free to pass on (public domain, CC0 or CC-BY; no share-alike).
 
-Sources: Debian's `gcompris-qt-data` and `lomiri-wallpapers-16.04`, the samples in scikit-image and scikit-learn.
-The pictures of gcompris lie inside Qt resource files (.rcc), beside a README that names author, licence and origin of
-each. Those READMEs are the record used here: the package's debian/copyright still lists the pictures that an older
+Sources: Debian's `gcompris-qt-data` and `lomiri-wallpapers-16.04`, the samples in scikit-image and
+    scikit-learn.
+The pictures of gcompris lie inside Qt resource files (.rcc), beside a README that names author, licence and
+origin of
+each. Those READMEs are the record used here: the package's debian/copyright still lists the pictures that an
+older
 release had under the same names. gcompris is divided into train, val and test; all the rest is `shifted`.
 
     python assets/builders/photographs.py OUT DOWNLOADS
@@ -35,11 +38,15 @@ LARGEST_HELD_OUT = 3  # a larger group of kindred pictures always trains: it wou
 # Chosen by eye among the files of exactly these versions.
 PACKAGES = {
     "gcompris-qt-data": ("3.1-2", "e9cf06ab2105529068df73085784e835d2ff03f870d2a8091f09125d40abac9f"),
-    "lomiri-wallpapers-16.04": ("20.04.0-2", "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab"),
+    "lomiri-wallpapers-16.04": (
+        "20.04.0-2",
+        "a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+    ),
 }
 GCOMPRIS_FILES = ["categorization", "clickgame", "erase", "explore_farm_animals", "explore_monuments"]
 GCOMPRIS_FILES += ["explore_world_animals", "explore_world_music"]
-# Hand tools and other shots on plain ground; near-empty or near-black pictures; one grey-scale; a fairground reef.
+# Hand tools and other shots on plain ground; near-empty or near-black pictures; one grey-scale; a fairground
+# reef.
 LEFT_OUT = re.compile(
     r"(tools-.*|others-(?!igloo|pan$|pillow).*|music-(middleeast|ireland)|usa-castleClinton|animals-duck|"
     r"fishes-fish(4|6|11|18|25)|clickgame-sea[35])"
@@ -91,15 +98,19 @@ def unpack(package: str, downloads: pathlib.Path) -> pathlib.Path:
         subprocess.run(["dpkg", "-x", archive, downloads / package], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         remedy = f"run `apt-get update` on Debian 12, or put {archive.name} into {downloads}"
-        raise RuntimeError(f"Debian package {package} {version} could not be fetched ({error}): {remedy}") from error
+        raise RuntimeError(
+            f"Debian package {package} {version} could not be fetched ({error}): {remedy}"
+        ) from error
     return downloads / package
 
 
 def read_rcc(path: pathlib.Path) -> dict[str, bytes]:
     """Every file inside a Qt binary resource file, by its path.
 
-    Layout (big-endian): "qres", version, then the offsets of the tree, the data and the names. A tree node is name
-    offset u32, flags u16 (1 zlib, 2 folder, 4 zstd), then either child count and first child, or locale and data
+    Layout (big-endian): "qres", version, then the offsets of the tree, the data and the names. A tree node is
+    name
+    offset u32, flags u16 (1 zlib, 2 folder, 4 zstd), then either child count and first child, or locale and
+    data
     offset, and from version 2 on a time stamp u64.
     """
     blob = path.read_bytes()
@@ -124,7 +135,9 @@ def read_rcc(path: pathlib.Path) -> dict[str, bytes]:
         if flags & 1:
             content = zlib.decompress(content[4:])  # after the unpacked size
         elif flags & 4:
-            content = subprocess.run(["zstd", "-dc"], input=content, stdout=subprocess.PIPE, check=True).stdout
+            content = subprocess.run(
+                ["zstd", "-dc"], input=content, stdout=subprocess.PIPE, check=True
+            ).stdout
         files[here] = content
 
     walk(0, "")
@@ -132,7 +145,9 @@ def read_rcc(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def paragraphs(text: str, fields: str) -> list[dict[str, str]]:
-    """Blank-line separated paragraphs of `Field: value` lines; a line without a field goes on with the one before."""
+    """Blank-line separated paragraphs of `Field: value` lines; a line without a field goes on with the one
+    before.
+    """
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
         last, values = None, {}
@@ -154,7 +169,10 @@ def gcompris(downloads: pathlib.Path) -> list[Photograph]:
         files = read_rcc(folder / f"{activity}.rcc")
         for readme in (path for path in files if path.endswith("/README")):
             for record in paragraphs(files[readme].decode(), "Copyright|Source|License|Files|Comments?"):
-                licence, origin = record.get("License", "").replace("CC-BY ", "CC-BY-"), record.get("Source", "")
+                licence, origin = (
+                    record.get("License", "").replace("CC-BY ", "CC-BY-"),
+                    record.get("Source", ""),
+                )
                 if not (FREE.fullmatch(licence) and CLEAR_ORIGIN.match(origin) and record.get("Copyright")):
                     continue
                 for file in record["Files"].split():
@@ -165,7 +183,9 @@ def gcompris(downloads: pathlib.Path) -> list[Photograph]:
                     licence = "public domain" if licence.lower() == "public domain" else licence
                     credit = (record["Copyright"], licence, origin)
                     photo = Photograph(f"gcompris-{name}", "gcompris", files[str(path)], *credit)
-                    if min(Image.open(io.BytesIO(photo.content)).size) < SHORT_SIDE or LEFT_OUT.fullmatch(name):
+                    if min(Image.open(io.BytesIO(photo.content)).size) < SHORT_SIDE or LEFT_OUT.fullmatch(
+                        name
+                    ):
                         continue
                     best[origin] = max(photo, best.get(origin, photo), key=lambda one: len(one.content))
     return divide(sorted(best.values(), key=lambda photo: photo.name))
@@ -199,18 +219,26 @@ def lomiri(downloads: pathlib.Path) -> list[Photograph]:
         path = folder / "usr/share/backgrounds" / file
         usable = file.endswith(".jpg") and file not in LOMIRI_LEFT_OUT and path.exists()
         if usable and FREE.fullmatch(record["License"]):
-            credit = (record["Copyright"], record["License"], f"Debian package lomiri-wallpapers-16.04, {file}")
+            credit = (
+                record["Copyright"],
+                record["License"],
+                f"Debian package lomiri-wallpapers-16.04, {file}",
+            )
             photos.append(Photograph(f"lomiri-{path.stem}", "lomiri", path.read_bytes(), *credit))
     return photos
 
 
-def installed(module: str, folder: str, source: str, files: dict[str, tuple[str, str, str]]) -> list[Photograph]:
+def installed(
+    module: str, folder: str, source: str, files: dict[str, tuple[str, str, str]]
+) -> list[Photograph]:
     """Sample photographs inside an installed Python package."""
     spec, photos = importlib.util.find_spec(module), []
     for file, credit in files.items():
         path = pathlib.Path(spec.origin).parent / folder / file if spec else None
         if path is None or not path.exists():
-            raise RuntimeError(f"{folder}/{file} of {source} not found: `pip install --force-reinstall {source}`")
+            raise RuntimeError(
+                f"{folder}/{file} of {source} not found: `pip install --force-reinstall {source}`"
+            )
         photos.append(Photograph(f"{source}-{path.stem}", source, path.read_bytes(), *credit))
     return photos
 
@@ -224,7 +252,8 @@ def encode(content: bytes) -> bytes:
 
 
 def build(out: pathlib.Path, downloads: pathlib.Path) -> list[dict]:
-    """Writes out/photographs.parquet (name, source, split, image as WebP); returns one credit row a photograph.
+    """Writes out/photographs.parquet (name, source, split, image as WebP); returns one credit row a
+    photograph.
 
     Raises RuntimeError naming the source and the remedy where one is missing.
     """

@@ -1,9 +1,14 @@
-"""One crop and one flip for a picture and its label alike, and what a label is: a natural picture, a mask, or bodies' joints.
+"""One crop and one flip for a picture and its label alike, and what a label is: a natural picture, a mask, or
+bodies' joints.
 
-DeLVM (section 3.2) grows scarce tasks by such copies. A sample is an image and its label, one image alone, or the frames of a clip.
-Parts are `torchvision.tv_tensors`: an Image is resampled smoothly, a Mask (its colours painted already) takes its nearest pixel and
-mixes no two colours. `Skeletons` are points, moved as points and drawn last: a flipped body's left is its left again, in left's
-colour. What a picture shows flips with it: rain that fell to the left falls to the right, in image and answer.
+DeLVM (section 3.2) grows scarce tasks by such copies. A sample is an image and its label, one image alone, or
+the frames of a clip.
+Parts are `torchvision.tv_tensors`: an Image is resampled smoothly, a Mask (its colours painted already) takes
+its nearest pixel and
+mixes no two colours. `Skeletons` are points, moved as points and drawn last: a flipped body's left is its
+left again, in left's
+colour. What a picture shows flips with it: rain that fell to the left falls to the right, in image and
+answer.
 """
 
 import threading
@@ -26,7 +31,8 @@ SCALE, RATIO = (0.4, 1.0), (3 / 4, 4 / 3)  # of a copy's crop: its share of the 
 
 @dataclass(frozen=True)
 class Skeletons:
-    """People (P, 17, 3) as COCO annotates them: x and y in pixels of a picture (height, width), visibility 0 where unknown.
+    """People (P, 17, 3) as COCO annotates them: x and y in pixels of a picture (height, width), visibility 0
+    where unknown.
 
     draw: (people, size) to their label image, uint8 (size, size, 3).
     """
@@ -42,7 +48,9 @@ class Skeletons:
         return replace(self, people=people, height=size, width=size)
 
     def flipped(self) -> "Skeletons":
-        """Mirrored: x turned round, and left and right exchanged, since a body's left is now on the other side."""
+        """Mirrored: x turned round, and left and right exchanged, since a body's left is now on the other
+        side.
+        """
         people = self.people[:, skeleton.SWAPPED].astype(np.float64)
         people[..., 0] = self.width - people[..., 0]
         return replace(self, people=people)
@@ -54,7 +62,8 @@ Sample = tuple[tv_tensors.Image | tv_tensors.Mask | Skeletons, ...]
 def pictures(sample: Sample, size: int, name: str = "", copy: int = 0) -> np.ndarray:
     """A sample's parts at ``size``, uint8 (parts, size, size, 3).
 
-    copy: 0 is the picture's middle square, as `images.load` has it; from 1 on the copy's own crop and flip, drawn from ``name``
+    copy: 0 is the picture's middle square, as `images.load` has it; from 1 on the copy's own crop and flip,
+        drawn from ``name``
     and ``copy`` alone, so that the same copy of the same sample is the same on every machine.
     """
     first = sample[0]

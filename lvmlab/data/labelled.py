@@ -1,4 +1,6 @@
-"""Labelled pictures for probes: mini-world's objects, Fashion-MNIST, ImageNet or any other classes in folders or as `datasets` has them."""
+"""Labelled pictures for probes: mini-world's objects, Fashion-MNIST, ImageNet or any other classes in folders
+or as `datasets` has them.
+"""
 
 import gzip
 from collections.abc import Callable
@@ -15,13 +17,25 @@ from lvmlab.world import VERSION, Sources, default, scenes
 from lvmlab.world.sentences import generator
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
-CLOTHES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]  # Fashion-MNIST's classes
+CLOTHES = [
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+]  # Fashion-MNIST's classes
 READERS = 2
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with classes. ``picture(i)`` is uint8 (size, size, 3); labels (P,); classes: their names; sources (P,): what intervals are taken over.
+    """Pictures with classes. ``picture(i)`` is uint8 (size, size, 3); labels (P,); classes: their names;
+    sources (P,): what intervals are taken over.
 
     name: with the size, what a cache of features is called by.
     """
@@ -42,22 +56,41 @@ class Labelled:
             return np.stack(list(pool.map(self.picture, map(int, rows))))
 
     def kept(self) -> "Labelled":
-        """The same pictures, drawn once into the cache folder and read from there: what a training of many epochs wants."""
+        """The same pictures, drawn once into the cache folder and read from there: what a training of many
+        epochs wants.
+        """
         path = paths.cache() / "pictures" / f"{self.name} {self.size} {VERSION}.npy"
         if not path.is_file():
-            write_file(path, np.concatenate([self.batch(part) for part in np.array_split(np.arange(len(self)), -(-len(self) // 64))]))
+            write_file(
+                path,
+                np.concatenate(
+                    [self.batch(part) for part in np.array_split(np.arange(len(self)), -(-len(self) // 64))]
+                ),
+            )
         pictures = np.load(path, mmap_mode="r")
         return replace(self, picture=lambda i: np.array(pictures[i]))
 
     def first(self, count: int, after: int = 0) -> "Labelled":
-        """The first pictures of every class, ``count`` of each at most, ``after`` so many others: class after class."""
-        kept = np.concatenate([np.flatnonzero(self.labels == c)[after : after + count] for c in np.unique(self.labels)])
+        """The first pictures of every class, ``count`` of each at most, ``after`` so many others: class after
+        class.
+        """
+        kept = np.concatenate(
+            [np.flatnonzero(self.labels == c)[after : after + count] for c in np.unique(self.labels)]
+        )
         name = f"{self.name}, {count} of each class" + f" after {after}" * bool(after)
-        return replace(self, name=name, picture=lambda i: self.picture(int(kept[i])), labels=self.labels[kept], sources=self.sources[kept])
+        return replace(
+            self,
+            name=name,
+            picture=lambda i: self.picture(int(kept[i])),
+            labels=self.labels[kept],
+            sources=self.sources[kept],
+        )
 
 
 def find(name: str | Path, split: str, size: int = 64) -> Labelled:
-    """Pictures by name: "objects" (mini-world's), "fashion" (Fashion-MNIST), a folder's SPLIT/CLASS/* as ImageNet's, or what `datasets` loads."""
+    """Pictures by name: "objects" (mini-world's), "fashion" (Fashion-MNIST), a folder's SPLIT/CLASS/* as
+    ImageNet's, or what `datasets` loads.
+    """
     made = {"objects": objects, "fashion": fashion_mnist}
     if name in made:
         return made[name](split, size)
@@ -67,7 +100,9 @@ def find(name: str | Path, split: str, size: int = 64) -> Labelled:
 
 
 def splits(name: str | Path, count: int, size: int = 64) -> list[Labelled]:
-    """What a probe is fitted on, chosen by and scored on, ``count`` pictures of a class at most. Of a folder that is train, train and val."""
+    """What a probe is fitted on, chosen by and scored on, ``count`` pictures of a class at most. Of a folder
+    that is train, train and val.
+    """
     if name in ("objects", "fashion"):
         return [find(name, split, size).first(count) for split in ("train", "val", "test")]
     train = find(name, "train", size)
@@ -75,7 +110,9 @@ def splits(name: str | Path, count: int, size: int = 64) -> list[Labelled]:
 
 
 def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None = None) -> Labelled:
-    """mini-world's objects of a split, each ``times`` on photographs of the split; no family is in two splits."""
+    """mini-world's objects of a split, each ``times`` on photographs of the split; no family is in two
+    splits.
+    """
     world = sources or default()
     sprites, names = world.all("objects", split), world.classes
     classes = {name: i for i, name in enumerate(names)}
@@ -85,25 +122,48 @@ def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None 
         canvas, _ = scenes.background(world, split, size, rng)
         canvas = canvas.copy()
         layer = scenes.place(sprites[i // times], size, rng.uniform(0.12, 0.35), rng)
-        x, y = (int(rng.integers(-side // 8, max(1, size - side + side // 8))) for side in (layer.shape[1], layer.shape[0]))
+        x, y = (
+            int(rng.integers(-side // 8, max(1, size - side + side // 8)))
+            for side in (layer.shape[1], layer.shape[0])
+        )
         scenes.paste(canvas, layer, x, y)
         return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
 
     labels = np.repeat([classes[sprite.klass] for sprite in sprites], times)
-    return Labelled(f"mini-world objects {split} x{times}", size, picture, labels, names, np.repeat([s.family for s in sprites], times))
+    return Labelled(
+        f"mini-world objects {split} x{times}",
+        size,
+        picture,
+        labels,
+        names,
+        np.repeat([s.family for s in sprites], times),
+    )
 
 
 def fashion_mnist(split: str, size: int = 64, root: Path = DEBIAN) -> Labelled:
-    """Fashion-MNIST, grey as three channels; every picture is a source of its own. Raises FileNotFoundError with the remedy.
+    """Fashion-MNIST, grey as three channels; every picture is a source of its own. Raises FileNotFoundError
+    with the remedy.
 
     split: "test", or of its 60,000 training pictures the last 10,000 as "val" and the others as "train".
     """
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    part, rows = {"train": ("train", slice(50_000)), "val": ("train", slice(50_000, None))}.get(split, ("t10k", slice(None)))
+    part, rows = {"train": ("train", slice(50_000)), "val": ("train", slice(50_000, None))}.get(
+        split, ("t10k", slice(None))
+    )
     files = [_unpacked(Path(root), f"{part}-{what}") for what in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    pixels, labels = read_image_file(str(files[0])).numpy()[rows], read_label_file(str(files[1])).numpy()[rows]
-    return Labelled(f"Fashion-MNIST {split}", size, lambda i: images.to_uint8(images.load(pixels[i], size)), labels, CLOTHES, np.arange(len(labels)))
+    pixels, labels = (
+        read_image_file(str(files[0])).numpy()[rows],
+        read_label_file(str(files[1])).numpy()[rows],
+    )
+    return Labelled(
+        f"Fashion-MNIST {split}",
+        size,
+        lambda i: images.to_uint8(images.load(pixels[i], size)),
+        labels,
+        CLOTHES,
+        np.arange(len(labels)),
+    )
 
 
 def _unpacked(root: Path, name: str) -> Path:
@@ -112,7 +172,10 @@ def _unpacked(root: Path, name: str) -> Path:
     if plain.is_file():
         return plain
     if not packed.is_file():
-        raise FileNotFoundError(f"{packed} is missing: install Debian's package dataset-fashion-mnist, or give the folder of the four idx files")
+        raise FileNotFoundError(
+            f"{packed} is missing: install Debian's package dataset-fashion-mnist, or give the folder of the "
+            f"four idx files"
+        )
     if not kept.is_file():
         with atomic(kept) as temporary:
             temporary.write_bytes(gzip.decompress(packed.read_bytes()))
@@ -124,15 +187,32 @@ def image_folder(root: str | Path, split: str = "", size: int = 224) -> Labelled
     from torchvision.datasets import ImageFolder
 
     found = ImageFolder(Path(root) / split)
-    return Labelled(f"{Path(root).name} {split}".strip(), size, lambda i: images.to_uint8(images.load(found.samples[i][0], size)),
-                    np.array(found.targets), found.classes, np.arange(len(found.targets)))  # fmt: skip
+    return Labelled(
+        f"{Path(root).name} {split}".strip(),
+        size,
+        lambda i: images.to_uint8(images.load(found.samples[i][0], size)),
+        np.array(found.targets),
+        found.classes,
+        np.arange(len(found.targets)),
+    )
 
 
 def columns(data, name: str, size: int = 224, image: str = "image", label: str = "label") -> Labelled:
-    """A `datasets.Dataset` with a column of pictures and one of classes, as the hub's imagenet-1k; every picture is a source of its own."""
+    """A `datasets.Dataset` with a column of pictures and one of classes, as the hub's imagenet-1k; every
+    picture is a source of its own.
+    """
     if missing := {image, label} - set(data.column_names):
-        raise ValueError(f"{name} has no column {', '.join(sorted(missing))}: choose from {', '.join(data.column_names)}")
+        raise ValueError(
+            f"{name} has no column {', '.join(sorted(missing))}: choose from {', '.join(data.column_names)}"
+        )
     names, labels = np.unique(data[label], return_inverse=True)
     if known := getattr(data.features[label], "names", None):
         names, labels = known, np.array(data[label])
-    return Labelled(name, size, lambda i: images.to_uint8(images.load(data[i][image], size)), labels, [*map(str, names)], np.arange(len(labels)))
+    return Labelled(
+        name,
+        size,
+        lambda i: images.to_uint8(images.load(data[i][image], size)),
+        labels,
+        [*map(str, names)],
+        np.arange(len(labels)),
+    )

@@ -15,10 +15,13 @@ from lvmlab.world.sentences import PAIRS, Row, Sentence, sentence
 
 @dataclass(frozen=True)
 class World:
-    """Sentences of mini-world as `lvmlab.data.store.build` reads them: ``groups`` of ``pairs`` pairs under one encoding; clips are one row.
+    """Sentences of mini-world as `lvmlab.data.store.build` reads them: ``groups`` of ``pairs`` pairs under
+    one encoding; clips are one row.
 
-    Rendering and encoding cost as much as a third of a training: so a group is tokenised once, and every sentence drawn from it
-    takes some of its pairs in a new order. few: {kind: count} as pairs, only so many sources of the split (`Sources.few`): a long tail.
+    Rendering and encoding cost as much as a third of a training: so a group is tokenised once, and every
+        sentence drawn from it
+    takes some of its pairs in a new order. few: {kind: count} as pairs, only so many sources of the split
+    (`Sources.few`): a long tail.
     """
 
     task: str
@@ -35,11 +38,22 @@ class World:
 
     @property
     def origin(self) -> dict:
-        return {"world": VERSION, "split": self.split, "seed": self.seed, "pairs": self.pairs, "few": [list(f) for f in self.few]}
+        return {
+            "world": VERSION,
+            "split": self.split,
+            "seed": self.seed,
+            "pairs": self.pairs,
+            "few": [list(f) for f in self.few],
+        }
 
-    def rows(self, size: int, *, copies: int = 0, tolerate: float = 0.0, part: range | None = None) -> Iterator[tuple[int, Row]]:
+    def rows(
+        self, size: int, *, copies: int = 0, tolerate: float = 0.0, part: range | None = None
+    ) -> Iterator[tuple[int, Row]]:
         """(copy, row) of the groups in ``part``; nothing here can be broken."""
-        jobs = [(self.task, self.split, i, self.seed, self.pairs, size, copies, self.few) for i in (self.members if part is None else part)]
+        jobs = [
+            (self.task, self.split, i, self.seed, self.pairs, size, copies, self.few)
+            for i in (self.members if part is None else part)
+        ]
         for found in _pool(self.workers).map(render, jobs, chunksize=4):
             yield from found
 
@@ -56,10 +70,20 @@ def _few(split: str, few: tuple[tuple[str, int], ...]) -> Sources:
 
 
 def render(job: tuple) -> list[tuple[int, Row]]:
-    """(task, split, index, seed, pairs, size, copies, few) to the rows of one group, each as it is and then its copies."""
+    """(task, split, index, seed, pairs, size, copies, few) to the rows of one group, each as it is and then
+    its copies.
+    """
     task, split, index, seed, pairs, size, copies, few = job
     clip = tasks.get(task).sequence
-    found = sentence(task, split, index, seed=seed, pairs=PAIRS if clip else pairs, size=size, sources=_few(split, few) if few else None)
+    found = sentence(
+        task,
+        split,
+        index,
+        seed=seed,
+        pairs=PAIRS if clip else pairs,
+        size=size,
+        sources=_few(split, few) if few else None,
+    )
     if clip:
         rows = [(found.pictures(), f"{found.pairs[0].source}@{index}")]
     else:
@@ -73,7 +97,9 @@ def render(job: tuple) -> list[tuple[int, Row]]:
 
 
 def _copied(found: Sentence, i: int, pictures: np.ndarray, copy: int) -> np.ndarray:
-    """A row cropped and flipped, as `augment.pictures` does: its label is a mask, a skeleton or a natural picture, as the task says."""
+    """A row cropped and flipped, as `augment.pictures` does: its label is a mask, a skeleton or a natural
+    picture, as the task says.
+    """
     from torchvision import tv_tensors
 
     from lvmlab.data import augmentation as augment
@@ -85,5 +111,11 @@ def _copied(found: Sentence, i: int, pictures: np.ndarray, copy: int) -> np.ndar
         parts[1] = tv_tensors.Mask(parts[1])
     elif "keypoints" in pair.truth:
         points = np.column_stack([pair.truth["keypoints"], np.full(17, 2.0)])[None]
-        parts[1] = augment.Skeletons(points, *parts[0].shape[-2:], lambda people, size: task.draw(people[0, :, :2], size, found.encoding))
-    return augment.pictures(tuple(parts), pictures.shape[1], f"{found.task} {pair.source} {zlib.crc32(pictures.tobytes())}", copy)
+        parts[1] = augment.Skeletons(
+            points,
+            *parts[0].shape[-2:],
+            lambda people, size: task.draw(people[0, :, :2], size, found.encoding),
+        )
+    return augment.pictures(
+        tuple(parts), pictures.shape[1], f"{found.task} {pair.source} {zlib.crc32(pictures.tobytes())}", copy
+    )

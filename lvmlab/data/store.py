@@ -1,9 +1,13 @@
 """The token store: pictures tokenised once, on disk, and the sentences drawn from them.
 
-A store is a folder: ``store.json`` and parts ``TASK.NNNNNN.arrow``, Arrow files that are memory-mapped, so that ten million rows
-open at once and take no memory. A row is a pair, an image or a clip: its ``tokens`` (fixed-size list of uint16), ``task``,
-``source``, ``split``, ``group`` (rows that may share a sentence: one encoding, one class) and ``augmentation`` ("" or "copy 3"),
-the texts dictionary-encoded. The tokenizer's fingerprint stands in ``store.json`` and in every part's metadata. `export_parquet`
+A store is a folder: ``store.json`` and parts ``TASK.NNNNNN.arrow``, Arrow files that are memory-mapped, so
+    that ten million rows
+open at once and take no memory. A row is a pair, an image or a clip: its ``tokens`` (fixed-size list of
+uint16), ``task``,
+``source``, ``split``, ``group`` (rows that may share a sentence: one encoding, one class) and
+``augmentation`` ("" or "copy 3"),
+the texts dictionary-encoded. The tokenizer's fingerprint stands in ``store.json`` and in every part's
+metadata. `export_parquet`
 writes the same rows as Parquet, which `datasets` streams from a disk or an object store.
 """
 
@@ -44,30 +48,61 @@ class Readable(Protocol):
     def rows(self, size: int, *, copies: int, tolerate: float, part: range) -> Iterable[tuple[int, Row]]: ...
 
 
-def build(folder: str | Path, tokenizer: Tokenizer, readers: Iterable[Readable], *, copies: int | dict[str, int] = 0, tolerate: float = 0.01,
-          rank: int = 0, ranks: int = 1, progress: bool = True) -> None:
-    """Reads and tokenises every member of the readers; goes on where it stopped, each rank with its own parts.
+def build(
+    folder: str | Path,
+    tokenizer: Tokenizer,
+    readers: Iterable[Readable],
+    *,
+    copies: int | dict[str, int] = 0,
+    tolerate: float = 0.01,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: bool = True,
+) -> None:
+    """Reads and tokenises every member of the readers; goes on where it stopped, each rank with its own
+    parts.
 
-    copies: augmented copies beside each row, of all or by task. tolerate: the share of a part's members that may be broken.
-    Raises ValueError where the folder holds the tokens of another tokenizer or another origin of the same task.
+    copies: augmented copies beside each row, of all or by task. tolerate: the share of a part's members that
+        may be broken.
+    Raises ValueError where the folder holds the tokens of another tokenizer or another origin of the same
+    task.
     """
     folder, readers = Path(folder), list(readers)
     copies = copies if isinstance(copies, dict) else {reader.task: copies for reader in readers}
-    agree(folder, tokenizer, {r.task: {**getattr(r, "origin", {}), "copies": copies.get(r.task, 0)} for r in readers}, write=rank == 0)
+    agree(
+        folder,
+        tokenizer,
+        {r.task: {**getattr(r, "origin", {}), "copies": copies.get(r.task, 0)} for r in readers},
+        write=rank == 0,
+    )
     with ThreadPoolExecutor(1) as ahead:  # pictures are read while others are encoded
         for reader in readers:
-            parts = [range(first, min(first + SHARD, len(reader.members))) for first in range(0, len(reader.members), SHARD)][rank::ranks]
+            parts = [
+                range(first, min(first + SHARD, len(reader.members)))
+                for first in range(0, len(reader.members), SHARD)
+            ][rank::ranks]
             todo = [part for part in parts if not _complete(_path(folder, reader.task, part), len(part))]
-            bar = tqdm(total=len(parts), initial=len(parts) - len(todo), desc=f"tokenise {reader.task}", disable=not progress)
+            bar = tqdm(
+                total=len(parts),
+                initial=len(parts) - len(todo),
+                desc=f"tokenise {reader.task}",
+                disable=not progress,
+            )
 
             def read(part: range, reader=reader) -> list[tuple[int, Row]]:
-                return list(reader.rows(tokenizer.size, copies=copies.get(reader.task, 0), tolerate=tolerate, part=part))
+                return list(
+                    reader.rows(
+                        tokenizer.size, copies=copies.get(reader.task, 0), tolerate=tolerate, part=part
+                    )
+                )
 
             coming = [ahead.submit(read, part) for part in todo[:1]]
             for part, after in itertools.zip_longest(todo, todo[1:]):
                 rows = coming.pop().result()
                 coming += [ahead.submit(read, after)] if after else []
-                write_part(_path(folder, reader.task, part), tokenizer, reader.task, reader.split, rows, len(part))
+                write_part(
+                    _path(folder, reader.task, part), tokenizer, reader.task, reader.split, rows, len(part)
+                )
                 bar.update()
             bar.close()
 
@@ -77,40 +112,75 @@ def _path(folder: Path, task: str, part: range) -> Path:
 
 
 def _complete(path: Path, members: int) -> bool:
-    return path.exists() and int(pa.ipc.open_file(path).schema.metadata[b"members"]) >= members  # a part of a smaller store grows
+    return (
+        path.exists() and int(pa.ipc.open_file(path).schema.metadata[b"members"]) >= members
+    )  # a part of a smaller store grows
 
 
-def write_part(path: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[tuple[int, Row]], members: int) -> None:
+def write_part(
+    path: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[tuple[int, Row]], members: int
+) -> None:
     """Encodes rows, all of as many pictures, and writes them as one part."""
     shown = {len(row.pictures) for _, row in rows} or {1}
     if len(shown) > 1:
-        raise ValueError(f"rows of {', '.join(map(str, sorted(shown)))} pictures in one part of {task}: give each kind a task of its own")
+        raise ValueError(
+            f"rows of {', '.join(map(str, sorted(shown)))} pictures in one part of {task}: give each kind a "
+            f"task of its own"
+        )
     count = shown.pop()
-    tokens = tokenizer.encode(from_uint8(np.concatenate([row.pictures for _, row in rows]))) if rows else torch.zeros(0, tokenizer.tokens)
-    save_table(path, tokens.reshape(-1, count * tokenizer.tokens).numpy(), tokenizer=tokenizer.fingerprint, pictures=count, members=members,
-               task=task, split=split, source=[row.source for _, row in rows], group=[row.group for _, row in rows],
-               augmentation=[f"copy {copy}" if copy else "" for copy, _ in rows])  # fmt: skip
+    tokens = (
+        tokenizer.encode(from_uint8(np.concatenate([row.pictures for _, row in rows])))
+        if rows
+        else torch.zeros(0, tokenizer.tokens)
+    )
+    save_table(
+        path,
+        tokens.reshape(-1, count * tokenizer.tokens).numpy(),
+        tokenizer=tokenizer.fingerprint,
+        pictures=count,
+        members=members,
+        task=task,
+        split=split,
+        source=[row.source for _, row in rows],
+        group=[row.group for _, row in rows],
+        augmentation=[f"copy {copy}" if copy else "" for copy, _ in rows],
+    )
 
 
-def save_table(path: Path, tokens: np.ndarray, *, tokenizer: str, pictures: int, members: int, **texts: str | list[str]) -> None:
+def save_table(
+    path: Path, tokens: np.ndarray, *, tokenizer: str, pictures: int, members: int, **texts: str | list[str]
+) -> None:
     """Rows of tokens (rows, n) as one part; a text is one for all rows or a list, "" where none is given."""
     given = {name: texts.get(name, "") for name in TEXTS}
-    columns = {name: pa.array([text] * len(tokens) if isinstance(text, str) else text, _TEXT) for name, text in given.items()}
-    columns["tokens"] = pa.FixedSizeListArray.from_arrays(pa.array(tokens.astype(np.uint16).reshape(-1)), tokens.shape[1])
-    table = pa.table(columns).replace_schema_metadata({"tokenizer": tokenizer, "pictures": str(pictures), "members": str(members)})
+    columns = {
+        name: pa.array([text] * len(tokens) if isinstance(text, str) else text, _TEXT)
+        for name, text in given.items()
+    }
+    columns["tokens"] = pa.FixedSizeListArray.from_arrays(
+        pa.array(tokens.astype(np.uint16).reshape(-1)), tokens.shape[1]
+    )
+    table = pa.table(columns).replace_schema_metadata(
+        {"tokenizer": tokenizer, "pictures": str(pictures), "members": str(members)}
+    )
     with atomic(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:
         file.write_table(table)
 
 
 def agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: bool = True) -> None:
-    """Makes ``store.json``, or holds it against this tokenizer and the tasks' origins. Raises ValueError where they differ."""
+    """Makes ``store.json``, or holds it against this tokenizer and the tasks' origins. Raises ValueError
+    where they differ.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path, mine = folder / "store.json", {"tokenizer": tokenizer.fingerprint, "tokens": tokenizer.tokens}
     theirs = json.loads(path.read_text()) if path.exists() else {**mine, "tasks": {}}
     differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
     for task, origin in origins.items():
         there = theirs["tasks"].get(task, origin) if any(folder.glob(f"{task}.[0-9]*.arrow")) else origin
-        differ += [f"{task}'s {k}: {there.get(k)!r} there, {origin.get(k)!r} here" for k in origin | there if there.get(k) != origin.get(k)]
+        differ += [
+            f"{task}'s {k}: {there.get(k)!r} there, {origin.get(k)!r} here"
+            for k in origin | there
+            if there.get(k) != origin.get(k)
+        ]
     if differ:
         raise ValueError(f"{folder} holds other tokens ({'; '.join(differ)}): choose another folder")
     meta = {**mine, "tasks": {**theirs["tasks"], **origins}}
@@ -137,7 +207,11 @@ class Rows:
         self.tables = [table for table in tables if len(table)] or tables[:1]
         self.pictures = int(self.tables[0].schema.metadata[b"pictures"])
         self.length = width = self.tables[0].schema.field("tokens").type.list_size  # tokens a row
-        self.parts = [chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width) for t in self.tables for chunk in t["tokens"].chunks]
+        self.parts = [
+            chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+            for t in self.tables
+            for chunk in t["tokens"].chunks
+        ]
         self.starts = np.cumsum([0, *map(len, self.parts)])
         self.width = width // self.pictures  # tokens a picture
 
@@ -163,7 +237,9 @@ class Rows:
         known: dict[str, int] = {}
         found = []
         for chunk in (chunk for table in self.tables for chunk in table[name].chunks):
-            values = np.array([known.setdefault(v, len(known)) for v in chunk.dictionary.to_pylist()], np.int32)
+            values = np.array(
+                [known.setdefault(v, len(known)) for v in chunk.dictionary.to_pylist()], np.int32
+            )
             found.append(values[chunk.indices.to_numpy()])
         return np.concatenate(found) if found else np.zeros(0, np.int32), list(known)
 
@@ -187,8 +263,11 @@ class Store:
             raise ValueError(f"{folder} holds no tokens yet: build the store first")
         for task, rows in self.tasks.items():
             if rows.text("tokenizer") != {self.meta["tokenizer"]}:
-                raise ValueError(f"{task} in {folder} holds tokens of {', '.join(sorted(rows.text('tokenizer')))}, the store is of "
-                                 f"{self.meta['tokenizer']}: build it anew in another folder")
+                raise ValueError(
+                    f"{task} in {folder} holds tokens of {', '.join(sorted(rows.text('tokenizer')))}, the "
+                    f"store is of "
+                    f"{self.meta['tokenizer']}: build it anew in another folder"
+                )
         self._groups = {task: self._grouped(rows, copies) for task, rows in self.tasks.items()}
 
     @staticmethod
@@ -206,50 +285,82 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """How many rows of each task may be drawn."""
-        return {task: len(rows) if (groups := self._groups[task]) is None else sum(map(len, groups)) for task, rows in self.tasks.items()}
+        return {
+            task: len(rows) if (groups := self._groups[task]) is None else sum(map(len, groups))
+            for task, rows in self.tasks.items()
+        }
 
-    def batch(self, step: int, size: int, pairs: int, shares: dict[str, float], seed: int,
-              mixed: float = 0.0) -> tuple[Tensor, list[str], list[Origin]]:
-        """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, the task of each and its rows: a function of (seed, step).
+    def batch(
+        self, step: int, size: int, pairs: int, shares: dict[str, float], seed: int, mixed: float = 0.0
+    ) -> tuple[Tensor, list[str], list[Origin]]:
+        """``size`` sentences of ``pairs`` pairs, (size, pairs * 2 * N) int64, the task of each and its rows:
+        a function of (seed, step).
 
-        mixed: the share of sentences whose every pair is of a task of its own, drawn alike; their task is called "mixed".
+        mixed: the share of sentences whose every pair is of a task of its own, drawn alike; their task is
+            called "mixed".
         """
         rng = np.random.default_rng((seed, step))
         names = [name for name in shares if name in self.tasks and shares[name] > 0]
         if not names:
-            raise ValueError(f"none of {', '.join(shares)} is in the store (stored: {', '.join(self.tasks)}): build it with the tasks you train")
+            raise ValueError(
+                f"none of {', '.join(shares)} is in the store (stored: {', '.join(self.tasks)}): build it "
+                f"with the tasks you train"
+            )
         weights = np.array([shares[name] for name in names])
         drawn = [str(name) for name in rng.choice(names, size, p=weights / weights.sum())]
         if mixed:
             drawn = ["mixed" if rng.random() < mixed else name for name in drawn]
-        found = [self._mixed(names, weights, pairs, rng) if name == "mixed" else self._of(name, pairs, rng) for name in drawn]
-        return torch.from_numpy(np.stack([tokens for tokens, _ in found]).astype(np.int64)), drawn, [origin for _, origin in found]
+        found = [
+            self._mixed(names, weights, pairs, rng) if name == "mixed" else self._of(name, pairs, rng)
+            for name in drawn
+        ]
+        return (
+            torch.from_numpy(np.stack([tokens for tokens, _ in found]).astype(np.int64)),
+            drawn,
+            [origin for _, origin in found],
+        )
 
     def _of(self, task: str, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, Origin]:
         tokens, rows = self.sentence(task, pairs, rng)
         return tokens, [(task, rows)]
 
-    def _mixed(self, names: list[str], weights: np.ndarray, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, Origin]:
+    def _mixed(
+        self, names: list[str], weights: np.ndarray, pairs: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, Origin]:
         """Pairs of a task each. Raises ValueError where no task that is drawn has pairs."""
         paired = np.array([self.tasks[name].pictures == 2 for name in names])
         if not paired.any():
-            raise ValueError(f"a mixed sentence takes tasks of pairs, and {', '.join(names)} are of clips or single images: leave mixed at 0")
+            raise ValueError(
+                f"a mixed sentence takes tasks of pairs, and {', '.join(names)} are of clips or single "
+                f"images: leave mixed at 0"
+            )
         chosen = rng.choice(np.array(names)[paired], pairs, p=weights[paired] / weights[paired].sum())
         found = [self.sentence(str(task), 1, rng) for task in chosen]
-        return np.concatenate([tokens for tokens, _ in found]), [(str(task), rows) for task, (_, rows) in zip(chosen, found, strict=True)]
+        return np.concatenate([tokens for tokens, _ in found]), [
+            (str(task), rows) for task, (_, rows) in zip(chosen, found, strict=True)
+        ]
 
     def sentence(self, task: str, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (pairs * 2 * N,) and their rows: pairs or images of one group in any order, or consecutive frames of a clip. Raises ValueError."""
+        """Tokens (pairs * 2 * N,) and their rows: pairs or images of one group in any order, or consecutive
+        frames of a clip. Raises ValueError.
+        """
         rows, groups = self.tasks[task], self._groups[task]
         clip = rows.pictures > 2
         members = None if groups is None else groups[rng.integers(len(groups))]
         if clip:
             there, needed, unit = rows.pictures, 2 * pairs, "frames"
         else:
-            there, needed, unit = len(rows) if members is None else len(members), 2 * pairs // rows.pictures, "rows"
+            there, needed, unit = (
+                len(rows) if members is None else len(members),
+                2 * pairs // rows.pictures,
+                "rows",
+            )
         if there < needed:
-            raise ValueError(f"sentences of {pairs} pairs do not fit {task}: a group of it has {there} of the {needed} {unit} they take; "
-                             "ask for fewer pairs or build larger groups")
+            raise ValueError(
+                f"sentences of {pairs} pairs do not fit {task}: a group of it has {there} of the {needed} "
+                f"{unit} they take; "
+                "ask for fewer pairs or build larger groups"
+            )
         chosen = rng.choice(len(rows) if members is None else members, 1 if clip else needed, replace=False)
         tokens = rows[chosen]
         if clip:
@@ -264,11 +375,16 @@ class Store:
 
 
 def export_parquet(store: str | Path, out: str | Path) -> list[Path]:
-    """The store's parts as Parquet files, texts plain (Parquet encodes them itself): `datasets.load_dataset("parquet", ..., streaming=True)`."""
+    """The store's parts as Parquet files, texts plain (Parquet encodes them itself):
+    `datasets.load_dataset("parquet", ..., streaming=True)`.
+    """
     written = []
     for path in _parts(Path(store)):
         table = _mapped(path)
-        plain = pa.schema([pa.field(f.name, pa.string()) if f.name in TEXTS else f for f in table.schema], table.schema.metadata)
+        plain = pa.schema(
+            [pa.field(f.name, pa.string()) if f.name in TEXTS else f for f in table.schema],
+            table.schema.metadata,
+        )
         target = Path(out) / f"{path.stem}.parquet"
         with atomic(target) as temporary:
             pq.write_table(table.cast(plain), temporary, compression="zstd")

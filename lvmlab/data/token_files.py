@@ -1,11 +1,15 @@
 """Token files of other systems, read into a store and written from one.
 
-==========  =================================================================================================================
-``delvm``   ``NAME.bin``: a JSON object a line, ``{"tokens": [...]}``, a pair or an image; ``NAME.bin.meta``: an npy
+==========
+=================================================================================================================
+``delvm``   ``NAME.bin``: a JSON object a line, ``{"tokens": [...]}``, a pair or an image; ``NAME.bin.meta``:
+an npy
             array int64 (lines, 2), each line's byte offset and number of tokens
 ``lvm``     JSON lines, ``{"tokens": "..."}``: base64 of int32 numbers, little-endian
-ours        a folder of memory-mapped Arrow parts, a row a pair, an image or a clip; or the same rows as Parquet: `lvmlab.data.store`
-==========  =================================================================================================================
+ours        a folder of memory-mapped Arrow parts, a row a pair, an image or a clip; or the same rows as
+Parquet: `lvmlab.data.store`
+==========
+=================================================================================================================
 
 Neither says which tokenizer wrote it, nor of which task, source or split a line is: that is told on import.
 """
@@ -34,26 +38,41 @@ def read_lines(path: str | Path, form: str) -> Iterator[np.ndarray]:
         for number, line in enumerate(file, 1):
             try:
                 tokens = json.loads(line)["tokens"]
-                yield np.frombuffer(base64.b64decode(tokens, validate=True), "<i4").astype(np.int64) if form == "lvm" else np.array(tokens, np.int64)
+                yield (
+                    np.frombuffer(base64.b64decode(tokens, validate=True), "<i4").astype(np.int64)
+                    if form == "lvm"
+                    else np.array(tokens, np.int64)
+                )
             except (ValueError, KeyError, TypeError, binascii.Error) as error:
-                raise ValueError(f"{path}, line {number} is no line of the {form} format ({error}): check the file and the format") from error
+                raise ValueError(
+                    f"{path}, line {number} is no line of the {form} format ({error}): check the file and "
+                    f"the format"
+                ) from error
 
 
-def import_tokens(path: str | Path, form: str, store: str | Path, tokenizer: Tokenizer, task: str, *, split: str = "train") -> int:
+def import_tokens(
+    path: str | Path, form: str, store: str | Path, tokenizer: Tokenizer, task: str, *, split: str = "train"
+) -> int:
     """Lines of one length as rows of ``task``; returns how many. tokenizer: the one they were written with.
 
-    Raises ValueError for lines of other lengths, no whole pictures, or tokens out of range; a part is written whole or not at all.
+    Raises ValueError for lines of other lengths, no whole pictures, or tokens out of range; a part is written
+    whole or not at all.
     """
     store, rows, first, length = Path(store), [], 0, None
     agree(store, tokenizer, {task: {"imported": Path(path).name, "format": form}})
     for number, tokens in enumerate(read_lines(path, form), 1):
         length = length or len(tokens)
         if len(tokens) != length or not length or length % tokenizer.tokens:
-            raise ValueError(f"{path}, line {number} has {len(tokens)} tokens: every line takes {length or tokenizer.tokens}, a multiple of the "
-                             f"{tokenizer.tokens} that a picture has")
+            raise ValueError(
+                f"{path}, line {number} has {len(tokens)} tokens: every line takes "
+                f"{length or tokenizer.tokens}, a multiple of the "
+                f"{tokenizer.tokens} that a picture has"
+            )
         if tokens.min() < 0 or tokens.max() >= tokenizer.codebook_size:
-            raise ValueError(f"{path}, line {number} has the token {tokens.max() if tokens.min() >= 0 else tokens.min()}, "
-                             f"the tokenizer's go from 0 to {tokenizer.codebook_size - 1}: give the one that wrote it")
+            raise ValueError(
+                f"{path}, line {number} has the token {tokens.max() if tokens.min() >= 0 else tokens.min()}, "
+                f"the tokenizer's go from 0 to {tokenizer.codebook_size - 1}: give the one that wrote it"
+            )
         rows.append(tokens)
         if len(rows) == PART:
             _write(store, tokenizer, task, split, rows, first)
@@ -63,22 +82,40 @@ def import_tokens(path: str | Path, form: str, store: str | Path, tokenizer: Tok
     return first + len(rows)
 
 
-def _write(store: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[np.ndarray], first: int) -> None:
+def _write(
+    store: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[np.ndarray], first: int
+) -> None:
     tokens = np.stack(rows)
-    save_table(store / f"{task}.{first:09d}.arrow", tokens, tokenizer=tokenizer.fingerprint, pictures=tokens.shape[1] // tokenizer.tokens,
-               members=len(rows), task=task, split=split, source=[f"line {first + i + 1}" for i in range(len(rows))])  # fmt: skip
+    save_table(
+        store / f"{task}.{first:09d}.arrow",
+        tokens,
+        tokenizer=tokenizer.fingerprint,
+        pictures=tokens.shape[1] // tokenizer.tokens,
+        members=len(rows),
+        task=task,
+        split=split,
+        source=[f"line {first + i + 1}" for i in range(len(rows))],
+    )
 
 
 def export_tokens(store: str | Path, form: str, path: str | Path, tasks: list[str] | None = None) -> int:
-    """The rows of ``tasks`` (None: all) as lines of ``path`` in a format of others; returns how many. Texts are left behind."""
+    """The rows of ``tasks`` (None: all) as lines of ``path`` in a format of others; returns how many. Texts
+    are left behind.
+    """
     _known(form)
     rows, found = Store(store), []
     with atomic(path) as temporary, open(temporary, "wb") as file:
         for task in tasks or rows.tasks:
             for first in range(0, len(rows.tasks[task]), BATCH):
-                for tokens in rows.tasks[task][np.arange(first, min(first + BATCH, len(rows.tasks[task])))].reshape(-1, rows.tasks[task].length):
+                for tokens in rows.tasks[task][
+                    np.arange(first, min(first + BATCH, len(rows.tasks[task])))
+                ].reshape(-1, rows.tasks[task].length):
                     found.append((file.tell(), len(tokens)))
-                    text = base64.b64encode(tokens.astype("<i4").tobytes()).decode() if form == "lvm" else tokens.tolist()
+                    text = (
+                        base64.b64encode(tokens.astype("<i4").tobytes()).decode()
+                        if form == "lvm"
+                        else tokens.tolist()
+                    )
                     file.write(json.dumps({"tokens": text}).encode() + b"\n")
     if form == "delvm":
         write_file(Path(f"{path}.meta"), np.array(found, np.int64).reshape(-1, 2))

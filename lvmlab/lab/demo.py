@@ -18,10 +18,19 @@ from lvmlab.world.sentences import Sentence
 from lvmlab.world.tasks import Pair
 
 
-def run_demo(models: dict[str, LVM], out: str | Path, *, prompts: int = 16, image: str | Path | None = None, shown: int | None = None) -> str:
-    """Answers ``prompts`` test prompts of each trained task; writes scores.json and answers.png to ``out``; the table.
+def run_demo(
+    models: dict[str, LVM],
+    out: str | Path,
+    *,
+    prompts: int = 16,
+    image: str | Path | None = None,
+    shown: int | None = None,
+) -> str:
+    """Answers ``prompts`` test prompts of each trained task; writes scores.json and answers.png to ``out``;
+    the table.
 
-    ``image``: a picture of the user's, asked about first (so that a bad file costs no time), drawn to yours.png.
+    ``image``: a picture of the user's, asked about first (so that a bad file costs no time), drawn to
+    yours.png.
     """
     out, tokenizer = Path(out), Tokenizer.from_pretrained("mini")
     for lvm in models.values():
@@ -41,7 +50,10 @@ def run_demo(models: dict[str, LVM], out: str | Path, *, prompts: int = 16, imag
     write_file(out / "scores.json", json.dumps(rows, indent=1) + "\n")
     with atomic(out / "answers.png") as temporary:
         sheet(blocks).save(temporary, format="png")
-    return table(rows, f"first {prompts} test prompts of each trained task") + f"\nwrote {out / 'scores.json'} and {out / 'answers.png'}"
+    return (
+        table(rows, f"first {prompts} test prompts of each trained task")
+        + f"\nwrote {out / 'scores.json'} and {out / 'answers.png'}"
+    )
 
 
 def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: Path) -> None:
@@ -49,7 +61,9 @@ def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: P
     asked = ask_yours(path, tokenizer)
     answers = {name: draw(lvm, tokenizer, [asked])[0] for name, lvm in models.items()}
     with atomic(out) as temporary:
-        sheet([("your picture (no truth is known)", [asked], [answers])], columns=1, scale=2).save(temporary, format="png")
+        sheet([("your picture (no truth is known)", [asked], [answers])], columns=1, scale=2).save(
+            temporary, format="png"
+        )
     print(f"wrote {out}")
 
 
@@ -57,4 +71,6 @@ def ask_yours(path: str | Path, tokenizer: Tokenizer, task: str = "segmentation"
     """A picture file after the examples of a test prompt; its truth, which nobody knows, is left white."""
     picture = images.to_uint8(images.load(path, tokenizer.size))
     prompt = prompts_of(Job(task, prompts=index + 1))[index]
-    return Sentence(prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))])
+    return Sentence(
+        prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))]
+    )

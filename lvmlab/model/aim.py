@@ -1,8 +1,12 @@
-"""Autoregression over patches of pixels (AIM, arXiv 2401.08541): shapes, pre-training loss, features of every block.
+"""Autoregression over patches of pixels (AIM, arXiv 2401.08541): shapes, pre-training loss, features of every
+block.
 
-A picture is a row of patches in raster order; each foretells the next one's pixels. In pre-training a prefix of random length is read both ways and
-everything after it causally; used for its features the trunk reads both ways throughout. Names of parameters are those of the release, so that its
-weights load as they are. The variant ``block="llama"`` puts LLaMA's layers in the trunk's place: second-hand reports say that DeLVM's ImageNet
+A picture is a row of patches in raster order; each foretells the next one's pixels. In pre-training a prefix
+of random length is read both ways and
+everything after it causally; used for its features the trunk reads both ways throughout. Names of parameters
+are those of the release, so that its
+weights load as they are. The variant ``block="llama"`` puts LLaMA's layers in the trunk's place: second-hand
+reports say that DeLVM's ImageNet
 model is such a one; its code was never released, so this recipe is ours.
 """
 
@@ -35,9 +39,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: what the
 
 @dataclass(frozen=True)
 class PatchShape:
-    """width, blocks, heads of the trunk; ``patch`` pixels a side of pictures of ``size``. inner: of the MLPs, None: 4 x width.
+    """width, blocks, heads of the trunk; ``patch`` pixels a side of pictures of ``size``. inner: of the MLPs,
+    None: 4 x width.
 
-    head_blocks, head_width: of the MLP head that pre-training alone has; 0 blocks: one linear layer (the ablation of the paper's table 6).
+    head_blocks, head_width: of the MLP head that pre-training alone has; 0 blocks: one linear layer (the
+        ablation of the paper's table 6).
     prefix: False is plain causal attention (its table 5's ablation). Raises ValueError that names the field.
     """
 
@@ -55,9 +61,14 @@ class PatchShape:
 
     def __post_init__(self):
         check_fields(
-            self, width=(self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"), blocks=(self.blocks >= 1, "at least 1"),
-            size=(self.size % self.patch == 0, f"a multiple of patch={self.patch}"), head_blocks=(self.head_blocks >= 0, "0 (linear) or more"),
-            block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"), order=(self.order in ORDERS, f"one of {', '.join(ORDERS)}"))
+            self,
+            width=(self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"),
+            blocks=(self.blocks >= 1, "at least 1"),
+            size=(self.size % self.patch == 0, f"a multiple of patch={self.patch}"),
+            head_blocks=(self.head_blocks >= 0, "0 (linear) or more"),
+            block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"),
+            order=(self.order in ORDERS, f"one of {', '.join(ORDERS)}"),
+        )
 
     @property
     def grid(self) -> int:
@@ -65,18 +76,25 @@ class PatchShape:
         return self.size // self.patch
 
 
-SHAPES = {"aim-600m": PatchShape(1536, 24, 12), "aim-1b": PatchShape(2048, 24, 16), "aim-3b": PatchShape(3072, 24, 24),
-          "aim-7b": PatchShape(4096, 32, 32), "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
-          "aim-mini-llama": PatchShape(192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"),
-          "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama")}
+SHAPES = {
+    "aim-600m": PatchShape(1536, 24, 12),
+    "aim-1b": PatchShape(2048, 24, 16),
+    "aim-3b": PatchShape(3072, 24, 24),
+    "aim-7b": PatchShape(4096, 32, 32),
+    "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
+    "aim-mini-llama": PatchShape(
+        192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"
+    ),
+    "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama"),
+}
 
 
 class PatchLM(nn.Module):
     """A trunk over patches.
 
-        model = PatchLM.from_shape("aim-mini", seed=0)
-        model.loss(images, generator).backward()     # images (B, 3, S, S) in [0, 1]
-        model.features(images)                       # a list of (B, N, width), one of each block
+    model = PatchLM.from_shape("aim-mini", seed=0)
+    model.loss(images, generator).backward()     # images (B, 3, S, S) in [0, 1]
+    model.features(images)                       # a list of (B, N, width), one of each block
     """
 
     def __init__(self, shape: PatchShape):
@@ -101,12 +119,17 @@ class PatchLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: torch.device | str | None = None) -> "PatchLM":
-        """Trained weights, in evaluation mode: a shipped name, a folder of `save_pretrained`, or AIM's release (a folder or its backbone's file).
+        """Trained weights, in evaluation mode: a shipped name, a folder of `save_pretrained`, or AIM's
+        release (a folder or its backbone's file).
 
-        The release holds no head of pre-training: it then starts afresh. ``probe`` has the release's own attentive probe where its file is
-        there. Raises CheckpointError with all missing, unexpected and misshapen keys; executes no code from the checkpoint.
+        The release holds no head of pre-training: it then starts afresh. ``probe`` has the release's own
+        attentive probe where its file is
+        there. Raises CheckpointError with all missing, unexpected and misshapen keys; executes no code from
+        the checkpoint.
         """
-        path = next((p for p in (Path(path), paths.assets() / "models" / str(path)) if p.exists()), Path(path))
+        path = next(
+            (p for p in (Path(path), paths.assets() / "models" / str(path)) if p.exists()), Path(path)
+        )
         own = path / CONFIG
         config = read_config(own) if own.is_file() else {}
         if config.get("model_type") == KIND:
@@ -125,47 +148,73 @@ class PatchLM(nn.Module):
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
         with atomic(Path(folder) / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
-        write_file(Path(folder) / CONFIG, json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n")
+        write_file(
+            Path(folder) / CONFIG,
+            json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n",
+        )
 
     def embedded(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] to patches with their places, (B, N, width), in raster order. Raises ValueError."""
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % self.shape.patch or images.shape[3] % self.shape.patch:
-            raise ValueError(f"images have shape {tuple(images.shape)}: give (B, 3, H, W), multiples of the patch of {self.shape.patch} px")
+        """Images (B, 3, S, S) in [0, 1] to patches with their places, (B, N, width), in raster order. Raises
+        ValueError.
+        """
+        if (
+            images.ndim != 4
+            or images.shape[1] != 3
+            or images.shape[2] % self.shape.patch
+            or images.shape[3] % self.shape.patch
+        ):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}: give (B, 3, H, W), multiples of the patch of "
+                f"{self.shape.patch} px"
+            )
         height, width = (side // self.shape.patch for side in images.shape[2:])
         patches = self.preprocessor["patchifier"](TF.normalize(images, MEAN, STD))
         return patches + places(height, width, patches.shape[2]).to(patches)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The output of every block, (B, N, width) each, read both ways: without the last norm, as AIM's probe takes them."""
+        """The output of every block, (B, N, width) each, read both ways: without the last norm, as AIM's
+        probe takes them.
+        """
         return self.trunk(self.embedded(images), None)
 
     def forward(self, images: Tensor, prefix: Tensor) -> Tensor:
-        """Images (B, 3, S, S) and the length of each one's prefix (B,) to what `loss` returns: for DDP, which wants a forward."""
+        """Images (B, 3, S, S) and the length of each one's prefix (B,) to what `loss` returns: for DDP, which
+        wants a forward.
+        """
         patches = self.embedded(images)[:, self.order]
         steps = torch.arange(patches.shape[1], device=patches.device)
         mask = (steps[:, None] >= steps) | (steps < prefix[:, None, None])  # (B, N, N): query, key
         hidden = self.trunk.norm(self.trunk(patches, mask[:, None])[-1])
         outside = steps[1:] >= prefix[:, None]  # (B, N - 1)
-        found = self.predictor(hidden[:, :-1][outside])  # each place foretells the next: the head sees only what counts
+        found = self.predictor(
+            hidden[:, :-1][outside]
+        )  # each place foretells the next: the head sees only what counts
         return F.mse_loss(found, self.targets(images)[:, self.order][:, 1:][outside])
 
     def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the normalised pixels of the next patch, outside the prefix (section 3): a scalar, 1 if nothing is known."""
+        """Mean squared error of the normalised pixels of the next patch, outside the prefix (section 3): a
+        scalar, 1 if nothing is known.
+        """
         return self(images, self.prefixes(len(images), generator).to(images.device))
 
     def prefixes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Lengths of prefixes, uniform from 1 to all patches but one: (count,). At least the first patch is read before anything is foretold, and
+        """Lengths of prefixes, uniform from 1 to all patches but one: (count,). At least the first patch is
+        read before anything is foretold, and
         no more in plain causal attention, which foretells all others."""
         return torch.randint(1, self.shape.grid**2 if self.shape.prefix else 2, (count,), generator=generator)
 
     def targets(self, images: Tensor) -> Tensor:
         """Pixels of each patch, of mean 0 and variance 1 in it: (B, N, 3 * patch^2), raster order."""
         patches = F.unfold(images, self.shape.patch, stride=self.shape.patch).mT  # (B, N, 3 * p * p)
-        return (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True, unbiased=False) + EPS).sqrt()
+        return (patches - patches.mean(2, keepdim=True)) / (
+            patches.var(2, keepdim=True, unbiased=False) + EPS
+        ).sqrt()
 
 
 def places(height: int, width: int, channels: int) -> Tensor:
-    """Fixed 2D sines and cosines (height * width, channels): the first half tells the column, the second the row."""
+    """Fixed 2D sines and cosines (height * width, channels): the first half tells the column, the second the
+    row.
+    """
     rate = 10_000 ** (-torch.arange(channels // 4) / (channels // 4))
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [place.flatten()[:, None] * rate for place in (columns, rows)]
@@ -221,10 +270,20 @@ class LlamaTrunk(nn.Module):
 
     def __init__(self, shape: PatchShape):
         super().__init__()
-        self.llama = LlamaModel(LlamaConfig(
-            hidden_size=shape.width, num_hidden_layers=shape.blocks, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
-            intermediate_size=shape.inner or 4 * shape.width, vocab_size=1, bos_token_id=None, eos_token_id=None,
-            pad_token_id=None, attn_implementation="sdpa"))  # fmt: skip
+        self.llama = LlamaModel(
+            LlamaConfig(
+                hidden_size=shape.width,
+                num_hidden_layers=shape.blocks,
+                num_attention_heads=shape.heads,
+                num_key_value_heads=shape.heads,
+                intermediate_size=shape.inner or 4 * shape.width,
+                vocab_size=1,
+                bos_token_id=None,
+                eos_token_id=None,
+                pad_token_id=None,
+                attn_implementation="sdpa",
+            )
+        )
         del self.llama.embed_tokens
 
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
@@ -240,13 +299,17 @@ class LlamaTrunk(nn.Module):
 
 
 class Predictor(nn.Module):
-    """The head of pre-training (section 3.2): residual MLPs that see one place alone, so that the trunk need not end in pixels."""
+    """The head of pre-training (section 3.2): residual MLPs that see one place alone, so that the trunk need
+    not end in pixels.
+    """
 
     def __init__(self, shape: PatchShape):
         super().__init__()
         width = shape.head_width if shape.head_blocks else shape.width
         self.widen = nn.Linear(shape.width, width) if shape.head_blocks else nn.Identity()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width, EPS), Mlp(width, width)) for _ in range(shape.head_blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width, EPS), Mlp(width, width)) for _ in range(shape.head_blocks)
+        )
         self.pixels = nn.Linear(width, 3 * shape.patch**2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """DeLVM's input embedding in two factors: the tokenizer's codebook, frozen, then one learned linear layer.
 
-At 8192 codes of 64 numbers and a width of 2048 it trains 0.13M parameters where a free embedding trains 16.8M. A plain LLaMA stores the product:
+At 8192 codes of 64 numbers and a width of 2048 it trains 0.13M parameters where a free embedding trains
+16.8M. A plain LLaMA stores the product:
 `fold` makes it, and `lvmlab.training.lvm.load_lvm` does so by itself.
 """
 
@@ -34,15 +35,24 @@ class Factored(nn.Module):
 
 
 def factor(lvm: LVM, codebook: Tensor, seed: int = 0) -> LVM:
-    """Gives a model a factored embedding in the place of its own, and returns it. codebook: (K, D). Raises ValueError unless K is its vocabulary."""
+    """Gives a model a factored embedding in the place of its own, and returns it. codebook: (K, D). Raises
+    ValueError unless K is its vocabulary.
+    """
     if codebook.ndim != 2 or len(codebook) != lvm.vocab:
-        raise ValueError(f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K the model's vocabulary of {lvm.vocab}")
-    lvm.llama.model.embed_tokens = Factored(codebook, lvm.config.hidden_size, lvm.config.initializer_range, seed).to(lvm.device)
+        raise ValueError(
+            f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K the model's vocabulary of "
+            f"{lvm.vocab}"
+        )
+    lvm.llama.model.embed_tokens = Factored(
+        codebook, lvm.config.hidden_size, lvm.config.initializer_range, seed
+    ).to(lvm.device)
     return lvm
 
 
 def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state with one embedding, the product, where there were two factors; any other state as it is."""
+    """A model's state with one embedding, the product, where there were two factors; any other state as it
+    is.
+    """
     if _CODEBOOK not in state:
         return state
     product = {"llama.model.embed_tokens.weight": state[_CODEBOOK] @ state[_WIDEN].T}

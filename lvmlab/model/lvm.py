@@ -1,4 +1,6 @@
-"""`LVM`: a LLaMA over visual tokens (LVM, arXiv 2312.00785; DeLVM, arXiv 2402.04841), every input checked before any work."""
+"""`LVM`: a LLaMA over visual tokens (LVM, arXiv 2312.00785; DeLVM, arXiv 2402.04841), every input checked
+before any work.
+"""
 
 import contextlib
 import copy
@@ -41,7 +43,9 @@ UNUSED = (8292, 8192)  # LVM's vocabulary, and how many of it are codes
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a LLaMA. `vocab` is the codebook's size, `context` the longest sentence in tokens, `bias` that of q, k, v and o."""
+    """The shape of a LLaMA. `vocab` is the codebook's size, `context` the longest sentence in tokens, `bias`
+    that of q, k, v and o.
+    """
 
     width: int
     layers: int
@@ -53,15 +57,35 @@ class Shape:
 
     def __post_init__(self):
         sizes = {k: getattr(self, k) for k in ("width", "layers", "heads", "inner", "context", "vocab")}
-        check_fields(self, **{k: (isinstance(v, int) and v >= 1, "a positive integer") for k, v in sizes.items()})
-        check_fields(self, heads=(self.width % (2 * self.heads) == 0, f"a divisor of width={self.width} that leaves an even width a head"))
+        check_fields(
+            self, **{k: (isinstance(v, int) and v >= 1, "a positive integer") for k, v in sizes.items()}
+        )
+        check_fields(
+            self,
+            heads=(
+                self.width % (2 * self.heads) == 0,
+                f"a divisor of width={self.width} that leaves an even width a head",
+            ),
+        )
 
     def config(self, **extra) -> LlamaConfig:
         return LlamaConfig(
-            hidden_size=self.width, num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.heads,
-            intermediate_size=self.inner, max_position_embeddings=self.context, vocab_size=self.vocab, attention_bias=self.bias,
-            rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-            attn_implementation="sdpa", **extra)  # fmt: skip
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            intermediate_size=self.inner,
+            max_position_embeddings=self.context,
+            vocab_size=self.vocab,
+            attention_bias=self.bias,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            attn_implementation="sdpa",
+            **extra,
+        )
 
 
 _BIG = {"context": 2048, "vocab": 8192, "bias": True}  # 8 pictures of 256 tokens
@@ -69,7 +93,9 @@ SHAPES = {
     "tiny": Shape(32, 2, 2, 64, context=256),  # for tests: 16 pictures of 16 tokens
     "mini-student": Shape(192, 5, 3, 512, bias=True),
     "mini-teacher": Shape(256, 9, 4, 704, bias=True),
-    "80m": Shape(512, 22, 4, 1536, **_BIG),  # DeLVM's 80M is not released: its family's depth, head width and inner rule
+    "80m": Shape(
+        512, 22, 4, 1536, **_BIG
+    ),  # DeLVM's 80M is not released: its family's depth, head width and inner rule
     "300m": Shape(1024, 22, 8, 2816, **_BIG),
     "1b": Shape(2048, 22, 16, 5632, **_BIG),
 }
@@ -93,14 +119,19 @@ class LVM(nn.Module):
     def from_shape(cls, shape: str | Shape, seed: int = 0, vocab: int | None = None) -> "LVM":
         """Fresh, untrained fp32 weights on the CPU; the same seed gives the same weights.
 
-        shape: a name in SHAPES or a Shape of your own. vocab: codes of the tokenizer (None: the shape's own, 1024 or 8192).
+        shape: a name in SHAPES or a Shape of your own. vocab: codes of the tokenizer (None: the shape's own,
+            1024 or 8192).
         Raises ValueError for an unknown name.
         """
         name = shape if isinstance(shape, str) else None
         if name is not None:
             if name not in SHAPES:
                 trained = name in shipped() or Path(name).is_dir() or "/" in name
-                remedy = f"it names trained weights: use LVM.from_pretrained({name!r})" if trained else f"choose from {', '.join(SHAPES)}"
+                remedy = (
+                    f"it names trained weights: use LVM.from_pretrained({name!r})"
+                    if trained
+                    else f"choose from {', '.join(SHAPES)}"
+                )
                 raise ValueError(f"{name!r} is no shape; {remedy}")
             shape = SHAPES[name]
         if vocab is not None:
@@ -110,12 +141,21 @@ class LVM(nn.Module):
             return cls(LlamaForCausalLM(shape.config(lvm_shape=name)))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32,
-                        codes: int | None = None) -> "LVM":
-        """Trained weights: the name of a shipped model, a folder, or a hub id "owner/name", in `transformers`' LLaMA layout or DeLVM's.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        codes: int | None = None,
+    ) -> "LVM":
+        """Trained weights: the name of a shipped model, a folder, or a hub id "owner/name", in
+        `transformers`' LLaMA layout or DeLVM's.
 
-        device: None is CUDA, then MPS, then CPU. codes: how many of the vocabulary are codes, where some ids are unused (None: LVM's 8192 of
-        8292, else all). Raises CheckpointError, naming missing and unexpected keys. Executes no code from the checkpoint.
+        device: None is CUDA, then MPS, then CPU. codes: how many of the vocabulary are codes, where some ids
+            are unused (None: LVM's 8192 of
+        8292, else all). Raises CheckpointError, naming missing and unexpected keys. Executes no code from the
+        checkpoint.
         """
         source = _find(name)
         llama = llamas.find(source)
@@ -127,11 +167,20 @@ class LVM(nn.Module):
             llama.config.tokenizer_codes = codes
         return cls(llama.to(device or default_device(), dtype)).eval()
 
-    def save_pretrained(self, folder: str | Path, *, tokenizer_fingerprint: str | None = None, log: list[dict] | None = None,
-                        card: str | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Writes safetensors, log.json (with `log`), README.md (with `card`) and at last config.json, each whole or not at all.
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        tokenizer_fingerprint: str | None = None,
+        log: list[dict] | None = None,
+        card: str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """Writes safetensors, log.json (with `log`), README.md (with `card`) and at last config.json, each
+        whole or not at all.
 
-        The folder loads in plain `transformers`. tokenizer_fingerprint: of the tokenizer it was trained on; kept in config.json.
+        The folder loads in plain `transformers`. tokenizer_fingerprint: of the tokenizer it was trained on;
+        kept in config.json.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,12 +205,16 @@ class LVM(nn.Module):
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, seed: int = 0) -> "LVM":
-        """Starts embedding and head as random projections of a tokenizer's codes (K, D): codes that look alike then start alike.
+        """Starts embedding and head as random projections of a tokenizer's codes (K, D): codes that look
+        alike then start alike.
 
-        DeLVM's release goes further: its embedding stays the frozen codebook, followed by one linear layer. Returns self.
+        DeLVM's release goes further: its embedding stays the frozen codebook, followed by one linear layer.
+        Returns self.
         """
         if codebook.ndim != 2 or len(codebook) > self.vocab:
-            raise ValueError(f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K of at most {self.vocab}")
+            raise ValueError(
+                f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K of at most {self.vocab}"
+            )
         generator = torch.Generator().manual_seed(seed)
         centred = (codebook - codebook.mean(0)).float().cpu()
         for layer in (self.llama.model.embed_tokens, self.llama.lm_head):
@@ -171,36 +224,54 @@ class LVM(nn.Module):
 
     @torch.no_grad()
     def start_from_grid(self, tokens: int) -> "LVM":
-        """Starts all heads but each layer's last looking at fixed distances, by their q and k biases: pictures are grids of ``tokens``.
+        """Starts all heads but each layer's last looking at fixed distances, by their q and k biases:
+        pictures are grids of ``tokens``.
 
-        The first looks at the place that is about to be written, in the picture before; the others at its neighbours there (those
-        below and to the right first: that place itself was read before them, so it knows nothing of them), at the token above,
-        at the last one, and two pictures before. What a head looks at can be unlearned; left to chance, finding these
-        distances takes most of a short training. Only shapes with biases (DeLVM's have them) can do so: ValueError for
+        The first looks at the place that is about to be written, in the picture before; the others at its
+        neighbours there (those
+        below and to the right first: that place itself was read before them, so it knows nothing of them), at
+            the token above,
+        at the last one, and two pictures before. What a head looks at can be unlearned; left to chance,
+        finding these
+        distances takes most of a short training. Only shapes with biases (DeLVM's have them) can do so:
+        ValueError for
         others. Returns self.
         """
         if not self.config.attention_bias:
-            raise ValueError(f"a model of shape {self.shape!r} has no q and k biases to start from: give a shape with bias=True")
+            raise ValueError(
+                f"a model of shape {self.shape!r} has no q and k biases to start from: give a shape with "
+                f"bias=True"
+            )
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         n, side = width // heads // 2, math.isqrt(tokens)
-        theta = self.config.rope_parameters["rope_theta"] ** (-torch.arange(n) / n)  # radians a token, fastest first
-        # q and k of lengths a and phases 0 and theta * d score sum(a^2 cos(theta * (distance - d))): greatest at d. Fast
+        theta = self.config.rope_parameters["rope_theta"] ** (
+            -torch.arange(n) / n
+        )  # radians a token, fastest first
+        # q and k of lengths a and phases 0 and theta * d score sum(a^2 cos(theta * (distance - d))): greatest
+        # at d. Fast
         # frequencies make the peak sharp; the slow ones are left to what the tokens are
         length = torch.zeros(n)
         length[: int(0.6 * n)], length[: n // 4] = 2.0**0.5, 8.0**0.5
         here, above = tokens - 1, side - 1
-        others = itertools.cycle((here - side, here - 1, above, here - side - 1, here + side, 0, here - side + 1, here + tokens))
+        others = itertools.cycle(
+            (here - side, here - 1, above, here - side - 1, here + side, 0, here - side + 1, here + tokens)
+        )
         for layer in self.llama.model.layers:
             q, k = layer.self_attn.q_proj.bias, layer.self_attn.k_proj.bias
             for head in range(max(1, heads - 1)):
                 distance = next(others) if head else here
                 first = 2 * n * head
                 q[first : first + n] = length
-                k[first : first + n], k[first + n : first + 2 * n] = length * (theta * distance).cos(), length * (theta * distance).sin()
+                k[first : first + n], k[first + n : first + 2 * n] = (
+                    length * (theta * distance).cos(),
+                    length * (theta * distance).sin(),
+                )
         return self
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """The matrices between hidden activations: what Muon may orthogonalise, so neither embedding nor head."""
+        """The matrices between hidden activations: what Muon may orthogonalise, so neither embedding nor
+        head.
+        """
         return [p for p in self.llama.model.layers.parameters() if p.ndim == 2]
 
     @property
@@ -246,63 +317,102 @@ class LVM(nn.Module):
     def check_fits(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if this model does not speak the tokenizer's codes."""
         if tokenizer.codebook_size != self.codes:
-            raise ValueError(f"the tokenizer has {tokenizer.codebook_size} codes but the model speaks {self.codes}: give the tokenizer "
-                             f"it was trained on, or LVM.from_shape(..., vocab={tokenizer.codebook_size})")
+            raise ValueError(
+                f"the tokenizer has {tokenizer.codebook_size} codes but the model speaks {self.codes}: give "
+                f"the tokenizer "
+                f"it was trained on, or LVM.from_shape(..., vocab={tokenizer.codebook_size})"
+            )
         if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
-            raise ValueError(f"the model was trained on the tokens of another tokenizer ({self.tokenizer_fingerprint}, this one is "
-                             f"{tokenizer.fingerprint}): the same ids mean other things; give the tokenizer it was trained on")
+            raise ValueError(
+                f"the model was trained on the tokens of another tokenizer ({self.tokenizer_fingerprint}, "
+                f"this one is "
+                f"{tokenizer.fingerprint}): the same ids mean other things; give the tokenizer it was "
+                f"trained on"
+            )
         if self.context < 2 * tokenizer.tokens:
-            raise ValueError(f"the model's context of {self.context} tokens does not hold two pictures of {tokenizer.tokens} tokens: "
-                             "give a tokenizer of fewer tokens or a model of a longer context")
+            raise ValueError(
+                f"the model's context of {self.context} tokens does not hold two pictures of "
+                f"{tokenizer.tokens} tokens: "
+                "give a tokenizer of fewer tokens or a model of a longer context"
+            )
 
     def check_tokens(self, tokens: Tensor, least: int = 1) -> None:
         """Raises ValueError unless tokens are integers (B, T) in the vocabulary with `least` <= T <= context."""
         check_tokens(tokens, "T", self.vocab, "model has ids")
         if not tokens.numel() or tokens.shape[1] < least:
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}: give (B, T) with B of at least 1 and T of at least {least}")
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}: give (B, T) with B of at least 1 and T of at "
+                f"least {least}"
+            )
         if tokens.shape[1] > self.context:
-            raise ValueError(f"sentences of {tokens.shape[1]} tokens are longer than the model's context of {self.context}: "
-                             "give fewer pictures or a model of a longer context")
+            raise ValueError(
+                f"sentences of {tokens.shape[1]} tokens are longer than the model's context of "
+                f"{self.context}: "
+                "give fewer pictures or a model of a longer context"
+            )
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) to what the head reads, (B, T, width). Raises ValueError for a bad shape, length or id."""
+        """Tokens (B, T) to what the head reads, (B, T, width). Raises ValueError for a bad shape, length or
+        id.
+        """
         self.check_tokens(tokens)
         return self.llama.model(input_ids=tokens.to(torch.int64), use_cache=False).last_hidden_state
 
-    def forward(self, tokens: Tensor, weights: Tensor | None = None, *, read: Tensor | None = None,
-                criterion: Callable[..., Tensor] | None = None) -> Tensor:
-        """Tokens (B, T) to logits (B, T, vocab), those at t for token t + 1; with a criterion, what it makes of them.
+    def forward(
+        self,
+        tokens: Tensor,
+        weights: Tensor | None = None,
+        *,
+        read: Tensor | None = None,
+        criterion: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """Tokens (B, T) to logits (B, T, vocab), those at t for token t + 1; with a criterion, what it makes
+        of them.
 
-        criterion: as `cross_entropy` is, of hidden states (M, d), the head (vocab, d), targets (M,) and weights (M,). Where the module is
+        criterion: as `cross_entropy` is, of hidden states (M, d), the head (vocab, d), targets (M,) and
+            weights (M,). Where the module is
         wrapped (DDP), call it with criterion=cross_entropy in place of `loss`.
         """
         if criterion is None:
             return self.llama.lm_head(self.hidden(tokens if read is None else read))
         self.check_tokens(tokens, least=2)
         if read is not None and read.shape != tokens.shape:
-            raise ValueError(f"read has shape {tuple(read.shape)}: give one token for each of {tuple(tokens.shape)}")
+            raise ValueError(
+                f"read has shape {tuple(read.shape)}: give one token for each of {tuple(tokens.shape)}"
+            )
         weights = _checked(torch.ones(tokens.shape) if weights is None else weights, tokens)
         targets = tokens[:, 1:].flatten().to(torch.int64)
-        hidden = self.hidden(tokens if read is None else read)[:, :-1].flatten(0, 1)  # (B, T, d) -> (B * (T - 1), d)
+        hidden = self.hidden(tokens if read is None else read)[:, :-1].flatten(
+            0, 1
+        )  # (B, T, d) -> (B * (T - 1), d)
         return criterion(hidden, self.llama.lm_head.weight, targets, weights)
 
     def loss(self, tokens: Tensor, weights: Tensor | None = None, *, read: Tensor | None = None) -> Tensor:
         """Mean cross entropy of the next token in nats, a scalar; logits are held as `in_chunks` says.
 
-        tokens: (B, T), T of at least 2. weights: (B, T), 0 or more, for a weighted mean; the weight at t belongs to the
-        target token t. The first token is no target, for nothing comes before it; every other one is, code 0 included
-        (in DeLVM's release it is not). read: (B, T), what the model reads where that is not what it is to write (a training with
+        tokens: (B, T), T of at least 2. weights: (B, T), 0 or more, for a weighted mean; the weight at t
+            belongs to the
+        target token t. The first token is no target, for nothing comes before it; every other one is, code 0
+        included
+        (in DeLVM's release it is not). read: (B, T), what the model reads where that is not what it is to
+        write (a training with
         disturbed inputs). Raises ValueError for a bad shape, length, id or weight.
         """
         return self(tokens, weights, read=read, criterion=cross_entropy)
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Of targets (M,) under the logits of hidden (M, d) by head (vocab, d): the sum under weights (M,). Always fp32; see `in_chunks`.
+    """Of targets (M,) under the logits of hidden (M, d) by head (vocab, d): the sum under weights (M,).
+    Always fp32; see `in_chunks`.
 
-    Two to four times as fast on a CPU as `torch.nn.functional.linear_cross_entropy` (`lvmlab bench train.loss`)."""
+    Two to four times as fast on a CPU as `torch.nn.functional.linear_cross_entropy` (`lvmlab bench
+    train.loss`).
+    """
+
     def piece(rows: slice) -> Tensor:
-        return (weights[rows] * F.cross_entropy(logits(hidden[rows], head), targets[rows], reduction="none")).sum()
+        return (
+            weights[rows] * F.cross_entropy(logits(hidden[rows], head), targets[rows], reduction="none")
+        ).sum()
 
     return in_chunks(piece, len(targets), len(head))
 
@@ -313,28 +423,42 @@ def logits(hidden: Tensor, head: Tensor) -> Tensor:
 
 
 def in_chunks(piece: Callable[[slice], Tensor], count: int, codes: int) -> Tensor:
-    """The sum of what ``piece`` makes of tokens, CHUNK logits at a time; several pieces are worked out again in the backward pass, and never held."""
+    """The sum of what ``piece`` makes of tokens, CHUNK logits at a time; several pieces are worked out again
+    in the backward pass, and never held.
+    """
     size = max(1, CHUNK // codes)
     parts = [slice(first, first + size) for first in range(0, count, size)]
-    return torch.stack([piece(rows) if len(parts) == 1 else checkpoint(piece, rows, use_reentrant=False) for rows in parts]).sum()
+    return torch.stack(
+        [piece(rows) if len(parts) == 1 else checkpoint(piece, rows, use_reentrant=False) for rows in parts]
+    ).sum()
 
 
 def _checked(weights: Tensor, tokens: Tensor) -> Tensor:
     """Weights (B, T) of the targets, flat and summing to 1."""
     if not isinstance(weights, Tensor) or weights.shape != tokens.shape:
-        raise ValueError(f"weights have shape {tuple(getattr(weights, 'shape', ()))}: give one a token, {tuple(tokens.shape)}")
+        raise ValueError(
+            f"weights have shape {tuple(getattr(weights, 'shape', ()))}: give one a token, "
+            f"{tuple(tokens.shape)}"
+        )
     weights = weights[:, 1:].flatten().to(tokens.device, torch.float32)
     total = weights.sum().item()
     if not (weights >= 0).all() or not 0 < total < float("inf"):
-        raise ValueError(f"weights (after the first position) go from {weights.min().item():.4g} and sum to {total:.4g}: "
-                         "give finite ones of 0 or more, not all 0")
+        raise ValueError(
+            f"weights (after the first position) go from {weights.min().item():.4g} and sum to {total:.4g}: "
+            "give finite ones of 0 or more, not all 0"
+        )
     return weights / total
 
 
 def shipped() -> list[str]:
     """The names of the models that ship, the largest first."""
     found = [p for p in (paths.assets() / "models").glob(f"*/{CONFIG}") if _model_type(p) == "llama"]
-    return [p.parent.name for p in sorted(found, key=lambda p: (-sum(w.stat().st_size for w in p.parent.glob("*.safetensors")), p))]
+    return [
+        p.parent.name
+        for p in sorted(
+            found, key=lambda p: (-sum(w.stat().st_size for w in p.parent.glob("*.safetensors")), p)
+        )
+    ]
 
 
 def _model_type(path: Path) -> str | None:
@@ -349,21 +473,39 @@ def _plain(folder: Path, name: str | Path, dtype: torch.dtype) -> LlamaForCausal
     try:
         with _quiet():  # what it would warn of is raised below
             llama, info = LlamaForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=any(folder.glob("*.safetensors")) or None, output_loading_info=True, local_files_only=True,
-                ignore_mismatched_sizes=True, attn_implementation="sdpa", weights_only=True)
+                folder,
+                dtype=dtype,
+                use_safetensors=any(folder.glob("*.safetensors")) or None,
+                output_loading_info=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                attn_implementation="sdpa",
+                weights_only=True,
+            )
     except Exception as error:  # transformers raises of many kinds; each is the checkpoint's fault
-        if refused := next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, pickle.UnpicklingError)), None):
+        if refused := next(
+            (e for e in (error, error.__cause__, error.__context__) if isinstance(e, pickle.UnpicklingError)),
+            None,
+        ):
             raise refusal(name, refused) from error
-        raise CheckpointError(f"{name} cannot be loaded ({' '.join(str(error).split())[:300]}): it is damaged or holds no weights that can be read; "
-                              "copy or install it again") from error
+        raise CheckpointError(
+            f"{name} cannot be loaded ({' '.join(str(error).split())[:300]}): it is damaged or holds no "
+            f"weights that can be read; "
+            "copy or install it again"
+        ) from error
     for config in (llama.config, llama.generation_config):  # every id is a code: none begins, ends or pads
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
-    problems = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"],
-                "misshapen": [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]],
-                "not finite": [k for k, v in llama.state_dict().items() if not torch.isfinite(v).all()]}
+    problems = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "misshapen": [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]],
+        "not finite": [k for k, v in llama.state_dict().items() if not torch.isfinite(v).all()],
+    }
     found = [f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys]
     if found:
-        raise CheckpointError(f"{name} does not fit its {CONFIG} ({'; '.join(found)}): it is damaged or of another network")
+        raise CheckpointError(
+            f"{name} does not fit its {CONFIG} ({'; '.join(found)}): it is damaged or of another network"
+        )
     return llama
 
 
@@ -379,15 +521,23 @@ def _find(name: str | Path) -> Path:
         if kind == "lvmlab-vqgan":
             raise CheckpointError(f"{name} holds a tokenizer: use Tokenizer.from_pretrained")
         if kind not in ("llama", "internlm", "vit"):
-            raise CheckpointError(f"{folder / CONFIG} describes no LLaMA (model_type {kind!r}): it is damaged or of another kind of model")
+            raise CheckpointError(
+                f"{folder / CONFIG} describes no LLaMA (model_type {kind!r}): it is damaged or of another "
+                f"kind of model"
+            )
         return folder
     if str(name) in SHAPES:
-        raise CheckpointError(f"{str(name)!r} is a shape, without trained weights: LVM.from_shape({str(name)!r}) gives fresh ones "
-                              f"(shipped: {', '.join(shipped()) or 'none'})")
+        raise CheckpointError(
+            f"{str(name)!r} is a shape, without trained weights: LVM.from_shape({str(name)!r}) gives fresh "
+            f"ones "
+            f"(shipped: {', '.join(shipped()) or 'none'})"
+        )
     if is_hub_id(name):
         return fetched(name)
-    raise CheckpointError(f"no model {str(name)!r}: neither a folder, a hub id \"owner/name\" nor a shipped model "
-                          f"(shipped: {', '.join(shipped()) or 'none'}); LVM.from_shape gives untrained weights")
+    raise CheckpointError(
+        f'no model {str(name)!r}: neither a folder, a hub id "owner/name" nor a shipped model '
+        f"(shipped: {', '.join(shipped()) or 'none'}); LVM.from_shape gives untrained weights"
+    )
 
 
 @contextlib.contextmanager

@@ -9,24 +9,44 @@ _FIRST, _NORM = "preprocessor.patchifier.proj.weight", "trunk.post_trunk_norm.we
 
 
 def find(path: Path, size: int = 224) -> tuple[dict, State, State]:
-    """The fields of a `lvmlab.model.aim.PatchShape`, the backbone's weights, and the probe's without their prefix (empty where there is none).
+    """The fields of a `lvmlab.model.aim.PatchShape`, the backbone's weights, and the probe's without their
+    prefix (empty where there is none).
 
     Raises CheckpointError where no file of the path holds a backbone.
     """
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in (".pth", ".pt", ".bin", ".safetensors"))
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.glob("*") if p.suffix in (".pth", ".pt", ".bin", ".safetensors"))
+    )
     if not files:
-        raise CheckpointError(f"{path} holds no weights: give a folder with AIM's backbone, or the backbone's file")
+        raise CheckpointError(
+            f"{path} holds no weights: give a folder with AIM's backbone, or the backbone's file"
+        )
     state: State = {}
     for file in files:
         state |= read_state(file, "state_dict", "model")
     missing = [key for key in (_FIRST, _NORM, "trunk.blocks.0.mlp.fc1.weight") if key not in state]
     if missing:
-        raise CheckpointError(f"{path} holds no AIM backbone (missing: {', '.join(missing)}): give its file, beside the probe's")
-    probe = {k.removeprefix("head."): v for k, v in state.items() if k.startswith(("head.", "cls_token", "k.weight", "v.weight", "linear.", "bn."))}
+        raise CheckpointError(
+            f"{path} holds no AIM backbone (missing: {', '.join(missing)}): give its file, beside the probe's"
+        )
+    probe = {
+        k.removeprefix("head."): v
+        for k, v in state.items()
+        if k.startswith(("head.", "cls_token", "k.weight", "v.weight", "linear.", "bn."))
+    }
     state = {k: v for k, v in state.items() if k.removeprefix("head.") not in probe}
     width, _, patch, _ = state[_FIRST].shape
     blocks = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("trunk.blocks."))
     heads = max(1, width // HEAD_WIDTH)
-    fields = {"width": width, "blocks": blocks, "heads": heads, "patch": patch, "size": size // patch * patch,
-              "inner": state["trunk.blocks.0.mlp.fc1.weight"].shape[0], "head_blocks": 0}  # fmt: skip
+    fields = {
+        "width": width,
+        "blocks": blocks,
+        "heads": heads,
+        "patch": patch,
+        "size": size // patch * patch,
+        "inner": state["trunk.blocks.0.mlp.fc1.weight"].shape[0],
+        "head_blocks": 0,
+    }
     return fields, state, probe

@@ -27,12 +27,20 @@ class Tokenizer:
         tokens = tokenizer.encode(images)      # (B, 3, H, W) in [0, 1] -> (B, N) int64, raster order
         pictures = tokenizer.decode(tokens)    # (B, N) -> (B, 3, H, W) in [0, 1]
 
-    `precision` ("auto", "fp32", "bf16") is that of the convolutions; distances to the codes are always fp32. Answers come
+    `precision` ("auto", "fp32", "bf16") is that of the convolutions; distances to the codes are always fp32.
+    Answers come
     back on the device of what was given.
     """
 
-    def __init__(self, net: VQGAN, *, device: torch.device | str | None = None, precision: str = "auto", batch_size: int = 128,
-                 training: dict | None = None):
+    def __init__(
+        self,
+        net: VQGAN,
+        *,
+        device: torch.device | str | None = None,
+        precision: str = "auto",
+        batch_size: int = 128,
+        training: dict | None = None,
+    ):
         self.config: VQGANConfig = net.config
         self.device = torch.device(device or default_device())
         self.precision = _precision(precision, self.device)
@@ -50,9 +58,11 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, resolution: int | None = None, **options) -> "Tokenizer":
-        """Trained weights: the name of a shipped model, a folder, a file or a hub id "owner/name"; ours, or of a kind in `checkpoints.vqgans`.
+        """Trained weights: the name of a shipped model, a folder, a file or a hub id "owner/name"; ours, or
+        of a kind in `checkpoints.vqgans`.
 
-        resolution: of the pictures, for files that do not say (LlamaGen's, aMUSEd's; None: 256). Raises CheckpointError. Executes no code
+        resolution: of the pictures, for files that do not say (LlamaGen's, aMUSEd's; None: 256). Raises
+            CheckpointError. Executes no code
         from the checkpoint.
         """
         path = _find(name)
@@ -67,19 +77,29 @@ class Tokenizer:
         net.load_state_dict(compared(state, net.state_dict(), path, theirs), assign=True)
         return cls(net, training=training, **options)
 
-    def save_pretrained(self, folder: str | Path, log: list[dict] | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def save_pretrained(
+        self, folder: str | Path, log: list[dict] | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Writes model.safetensors, log.json (with `log`) and at last config.json, each whole or not at all.
 
         dtype: of the weights on disk; the codebook stays fp32, so that no code moves.
         """
         folder = Path(folder)
-        state = {name: v.to("cpu", torch.float32 if name.startswith("quantize.") else dtype).contiguous()
-                 for name, v in self.net.state_dict().items()}
+        state = {
+            name: v.to("cpu", torch.float32 if name.startswith("quantize.") else dtype).contiguous()
+            for name, v in self.net.state_dict().items()
+        }
         with atomic(folder / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
         if log is not None:
             write_file(folder / LOG, json.dumps(log))
-        write_file(folder / CONFIG, json.dumps({"model_type": "lvmlab-vqgan", **asdict(self.config), "training": self.training}, indent=1) + "\n")
+        write_file(
+            folder / CONFIG,
+            json.dumps(
+                {"model_type": "lvmlab-vqgan", **asdict(self.config), "training": self.training}, indent=1
+            )
+            + "\n",
+        )
 
     @property
     def size(self) -> int:
@@ -103,7 +123,9 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of shape and weights: equal if and only if the tokens mean the same."""
-        shape = {k: v for k, v in asdict(self.config).items() if k != "signed" or v}  # a field younger than the first fingerprints
+        shape = {
+            k: v for k, v in asdict(self.config).items() if k != "signed" or v
+        }  # a field younger than the first fingerprints
         return fingerprint(self.net, json.dumps(shape, sort_keys=True))
 
     @torch.inference_mode()
@@ -116,7 +138,9 @@ class Tokenizer:
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N) to pictures (B, 3, H, W), float32 in [0, 1]. Raises ValueError for another shape or ids out of range."""
+        """Tokens (B, N) to pictures (B, 3, H, W), float32 in [0, 1]. Raises ValueError for another shape or
+        ids out of range.
+        """
         check_tokens(tokens, self.tokens, self.codebook_size)
         if not len(tokens):
             return torch.empty(0, 3, self.size, self.size, device=tokens.device)
@@ -159,7 +183,9 @@ def check_images(images: Tensor, size: int) -> None:
         kind = getattr(images, "dtype", type(images).__name__)
         raise ValueError(f"images are {kind}: give a float tensor in [0, 1] (uint8 pictures: divide by 255)")
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
-        raise ValueError(f"images have shape {tuple(images.shape)}: give (B, 3, {size}, {size}); resize and crop first")
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}: give (B, 3, {size}, {size}); resize and crop first"
+        )
     if images.numel():
         low, high = (v.item() for v in images.aminmax())
         if not (low >= -1e-4 and high <= 1 + 1e-4):  # NaN fails as well
@@ -167,8 +193,15 @@ def check_images(images: Tensor, size: int) -> None:
 
 
 def check_tokens(tokens: Tensor, count: int | str, codes: int, what: str = "tokenizer has codes") -> None:
-    """Raises ValueError unless tokens are integers (B, count) in range; a count that is a name is any number from 1 on."""
-    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+    """Raises ValueError unless tokens are integers (B, count) in range; a count that is a name is any number
+    from 1 on.
+    """
+    if (
+        not isinstance(tokens, Tensor)
+        or tokens.is_floating_point()
+        or tokens.is_complex()
+        or tokens.dtype == torch.bool
+    ):
         kind = getattr(tokens, "dtype", type(tokens).__name__)
         raise ValueError(f"tokens are {kind}: give an integer tensor (B, {count})")
     if tokens.ndim != 2 or isinstance(count, int) and tokens.shape[1] != count:
@@ -176,8 +209,10 @@ def check_tokens(tokens: Tensor, count: int | str, codes: int, what: str = "toke
     if tokens.numel():
         low, high = (v.item() for v in tokens.aminmax())
         if low < 0 or high >= codes:
-            raise ValueError(f"token id {low if low < 0 else high} is out of range: this {what} 0 to {codes - 1}; "
-                             "were the tokens made by another tokenizer?")
+            raise ValueError(
+                f"token id {low if low < 0 else high} is out of range: this {what} 0 to {codes - 1}; "
+                "were the tokens made by another tokenizer?"
+            )
 
 
 def _find(name: str | Path) -> Path:
@@ -188,8 +223,10 @@ def _find(name: str | Path) -> Path:
     if is_hub_id(name):
         return fetched(name)
     shipped = sorted(p.parent.name for p in (paths.assets() / "models").glob(f"*/{CONFIG}"))
-    raise CheckpointError(f"no tokenizer {str(name)!r}: neither a folder nor a shipped model "
-                          f"(shipped: {', '.join(shipped) or 'none'}); Tokenizer.from_preset gives untrained weights")
+    raise CheckpointError(
+        f"no tokenizer {str(name)!r}: neither a folder nor a shipped model "
+        f"(shipped: {', '.join(shipped) or 'none'}); Tokenizer.from_preset gives untrained weights"
+    )
 
 
 def is_hub_id(name: str | Path) -> bool:
@@ -203,10 +240,17 @@ def fetched(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.yaml"]))
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.ckpt", "*.pt", "*.yaml"]
+            )
+        )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise CheckpointError(f"{name} is no folder here and cannot be fetched ({str(error).strip().splitlines()[0]}): check the id and the "
-                              "connection, or give a folder") from error
+        raise CheckpointError(
+            f"{name} is no folder here and cannot be fetched ({str(error).strip().splitlines()[0]}): check "
+            f"the id and the "
+            "connection, or give a folder"
+        ) from error
 
 
 def _shape(path: Path, config: dict) -> tuple[VQGANConfig, dict]:
@@ -214,4 +258,6 @@ def _shape(path: Path, config: dict) -> tuple[VQGANConfig, dict]:
     try:
         return VQGANConfig(**fields), config.get("training", {})
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be used ({error}): it is damaged or of another kind of model") from error
+        raise CheckpointError(
+            f"{path} cannot be used ({error}): it is damaged or of another kind of model"
+        ) from error

@@ -1,7 +1,10 @@
-"""VQGAN (Esser et al. 2021, arXiv 2012.09841): one convolutional encoder, codebook and decoder for every preset.
+"""VQGAN (Esser et al. 2021, arXiv 2012.09841): one convolutional encoder, codebook and decoder for every
+preset.
 
-Parameter names are those of open-muse's VQGAN, so that the `f16-8192` checkpoint used by LVM and DeLVM loads as it is.
-`mini` is the same network with a pixel-unshuffle stem, a local encoder, attention in the decoder's middle and a cosine look-up
+Parameter names are those of open-muse's VQGAN, so that the `f16-8192` checkpoint used by LVM and DeLVM loads
+as it is.
+`mini` is the same network with a pixel-unshuffle stem, a local encoder, attention in the decoder's middle and
+a cosine look-up
 (arXiv 2110.04627).
 """
 
@@ -17,10 +20,13 @@ from lvmlab.utils.checks import check_fields
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """The shape of a VQGAN; `patch` is the factor of the pixel-unshuffle stem and pixel-shuffle head (1: none).
+    """The shape of a VQGAN; `patch` is the factor of the pixel-unshuffle stem and pixel-shuffle head (1:
+    none).
 
-    local: the encoder sees each cell and a narrow margin, by 1x1 convolutions after the stem, norms over channels alone and no
-    attention. A flat cell then has one code wherever it lies, which makes the tokens an easier language; the decoder sees all.
+    local: the encoder sees each cell and a narrow margin, by 1x1 convolutions after the stem, norms over
+        channels alone and no
+    attention. A flat cell then has one code wherever it lies, which makes the tokens an easier language; the
+    decoder sees all.
     signed: inside, pictures go from -1 to 1 (taming-transformers, LlamaGen).
     """
 
@@ -43,14 +49,34 @@ class VQGANConfig:
     def __post_init__(self):
         for field in ("channel_mult", "attn_resolutions"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
-        sizes = ("resolution", "hidden_channels", "num_res_blocks", "decoder_res_blocks", "z_channels", "embed_dim")
+        sizes = (
+            "resolution",
+            "hidden_channels",
+            "num_res_blocks",
+            "decoder_res_blocks",
+            "z_channels",
+            "embed_dim",
+        )
         whole = {k: getattr(self, k) for k in sizes}
-        check_fields(self, **{k: (isinstance(v, int) and v > 0, "a positive integer") for k, v in whole.items()},
-                     codes=(isinstance(self.codes, int) and self.codes > 1, "an integer over 1"), patch=(self.patch in (1, 2, 4, 8), "1, 2, 4 or 8"),
-                     channel_mult=(self.channel_mult and all(isinstance(m, int) and m > 0 for m in self.channel_mult), "positive integers"))
+        check_fields(
+            self,
+            **{k: (isinstance(v, int) and v > 0, "a positive integer") for k, v in whole.items()},
+            codes=(isinstance(self.codes, int) and self.codes > 1, "an integer over 1"),
+            patch=(self.patch in (1, 2, 4, 8), "1, 2, 4 or 8"),
+            channel_mult=(
+                self.channel_mult and all(isinstance(m, int) and m > 0 for m in self.channel_mult),
+                "positive integers",
+            ),
+        )
         widths = [self.hidden_channels * m for m in (1, *self.channel_mult)]
-        check_fields(self, groups=(self.groups > 0 and all(w % self.groups == 0 for w in widths), f"a divisor of every width in {widths}"),
-                     resolution=(self.resolution % self.stride == 0, f"a multiple of {self.stride}"))
+        check_fields(
+            self,
+            groups=(
+                self.groups > 0 and all(w % self.groups == 0 for w in widths),
+                f"a divisor of every width in {widths}",
+            ),
+            resolution=(self.resolution % self.stride == 0, f"a multiple of {self.stride}"),
+        )
 
     @property
     def stride(self) -> int:
@@ -65,20 +91,47 @@ class VQGANConfig:
     @staticmethod
     def preset(name: str) -> "VQGANConfig":
         if name not in PRESETS:
-            raise ValueError(f"tokenizer preset {name!r} is not known: choose from {', '.join(sorted(PRESETS))}")
+            raise ValueError(
+                f"tokenizer preset {name!r} is not known: choose from {', '.join(sorted(PRESETS))}"
+            )
         return PRESETS[name]
 
 
 PRESETS = {
     "f16-8192": VQGANConfig(),  # 256 px, 16x16 tokens, 146M parameters
-    "mini": VQGANConfig(resolution=64, hidden_channels=48, channel_mult=(1, 2), num_res_blocks=1, decoder_res_blocks=2,
-                        mid_attention=True, local=True, z_channels=64, embed_dim=16, codes=1024, cosine=True, patch=4, groups=16)}
-PRESETS["tiny"] = replace(PRESETS["mini"], resolution=16, hidden_channels=8, decoder_res_blocks=1, z_channels=8,
-                          embed_dim=4, codes=16, patch=2, groups=4)  # for tests: 4x4 tokens
+    "mini": VQGANConfig(
+        resolution=64,
+        hidden_channels=48,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        decoder_res_blocks=2,
+        mid_attention=True,
+        local=True,
+        z_channels=64,
+        embed_dim=16,
+        codes=1024,
+        cosine=True,
+        patch=4,
+        groups=16,
+    ),
+}
+PRESETS["tiny"] = replace(
+    PRESETS["mini"],
+    resolution=16,
+    hidden_channels=8,
+    decoder_res_blocks=1,
+    z_channels=8,
+    embed_dim=4,
+    codes=16,
+    patch=2,
+    groups=4,
+)  # for tests: 4x4 tokens
 
 
 class VQGAN(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to features, codes and back; `lvmlab.tokenizer.tokenizer.Tokenizer` is its strict face."""
+    """Pictures (B, 3, H, W) in [0, 1] to features, codes and back; `lvmlab.tokenizer.tokenizer.Tokenizer` is
+    its strict face.
+    """
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -137,10 +190,14 @@ class Encoder(nn.Module):
         self.patch = config.patch
         width, size = config.hidden_channels, config.resolution // config.patch
         # a border's cells are like any other where the border goes on as it is
-        self.conv_in = nn.Conv2d(3 * config.patch**2, width, 3, padding=1, padding_mode="replicate" if config.local else "zeros")
+        self.conv_in = nn.Conv2d(
+            3 * config.patch**2, width, 3, padding=1, padding_mode="replicate" if config.local else "zeros"
+        )
         self.down = nn.ModuleList()
         for i, mult in enumerate(config.channel_mult):
-            level = Level(width, config.hidden_channels * mult, config.num_res_blocks, config, size, config.local)
+            level = Level(
+                width, config.hidden_channels * mult, config.num_res_blocks, config, size, config.local
+            )
             width = config.hidden_channels * mult
             if i < len(config.channel_mult) - 1:
                 level.downsample = Downsample(width, config.local)
@@ -193,9 +250,13 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention where the configuration has it at ``size``."""
+    """Residual blocks of one resolution, each followed by attention where the configuration has it at
+    ``size``.
+    """
 
-    def __init__(self, inner: int, outer: int, count: int, config: VQGANConfig, size: int, local: bool = False):
+    def __init__(
+        self, inner: int, outer: int, count: int, config: VQGANConfig, size: int, local: bool = False
+    ):
         super().__init__()
         self.block, self.attn = nn.ModuleList(), nn.ModuleList()
         for j in range(count):
@@ -226,7 +287,9 @@ def conv(inner: int, outer: int, local: bool = False) -> nn.Conv2d:
 
 
 def silence(layer: nn.Conv2d) -> None:
-    """A residual branch that begins at zero: with all of them loud, the first few hundred steps draw nothing but a mean colour."""
+    """A residual branch that begins at zero: with all of them loud, the first few hundred steps draw nothing
+    but a mean colour.
+    """
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
 

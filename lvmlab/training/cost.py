@@ -1,8 +1,12 @@
-"""What a training costs before it is begun: parameters, FLOPs, memory and hours, of a shape, so many tokens and a device.
+"""What a training costs before it is begun: parameters, FLOPs, memory and hours, of a shape, so many tokens
+and a device.
 
-FLOPs are those of the matrix products, 2 a multiplication and addition: 6 a parameter and token of a training (Kaplan et al., arXiv 2001.08361),
-embedding look-ups left out, and attention over half the sentence's length on average (it is causal). Hours follow from a device's peak and the
-share of it that is used; for this machine both are measured, on one layer and two, in seconds. A patch model's tokens are its patches; the head of
+FLOPs are those of the matrix products, 2 a multiplication and addition: 6 a parameter and token of a training
+    (Kaplan et al., arXiv 2001.08361),
+embedding look-ups left out, and attention over half the sentence's length on average (it is causal). Hours
+follow from a device's peak and the
+share of it that is used; for this machine both are measured, on one layer and two, in seconds. A patch
+model's tokens are its patches; the head of
 its pre-training counts, for the places that it reads.
 """
 
@@ -17,13 +21,23 @@ from lvmlab.model.lvm import CHUNK, LVM, SHAPES, Shape
 from lvmlab.training.cpu_attention import by_blocks
 from lvmlab.utils.device import default_device, precision
 
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L4": 121e12, "RTX 4090": 165e12}  # FLOPS of dense bf16, their makers' sheets
-UTILISATION = 0.4  # of the peak, what well-run trainings of such models report (MFU; arXiv 2204.02311, table 3)
+PEAKS = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}  # FLOPS of dense bf16, their makers' sheets
+UTILISATION = (
+    0.4  # of the peak, what well-run trainings of such models report (MFU; arXiv 2204.02311, table 3)
+)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters; flops of the whole training, a teacher's passes included; memory in bytes of one step; hours on all devices together."""
+    """parameters; flops of the whole training, a teacher's passes included; memory in bytes of one step;
+    hours on all devices together.
+    """
 
     parameters: int
     flops: float
@@ -40,7 +54,9 @@ def parameters(shape: Shape | PatchShape) -> int:
     if isinstance(shape, PatchShape):
         with torch.device("meta"):
             return sum(p.numel() for p in PatchLM(shape).parameters())
-    layer = 4 * shape.width**2 + 3 * shape.width * shape.inner + 2 * shape.width + 4 * shape.width * shape.bias
+    layer = (
+        4 * shape.width**2 + 3 * shape.width * shape.inner + 2 * shape.width + 4 * shape.width * shape.bias
+    )
     return 2 * shape.vocab * shape.width + shape.layers * layer + shape.width
 
 
@@ -48,30 +64,53 @@ def forward_flops(shape: Shape | PatchShape, length: int) -> float:
     """Of one token of a sentence of ``length`` tokens, forward alone."""
     if isinstance(shape, PatchShape):
         # the head reads only what lies outside the prefix: half of the places on average
-        return parameters(shape) + parameters(replace(shape, head_blocks=0) if shape.prefix else shape) + shape.blocks * 4 * shape.width * length / 2
+        return (
+            parameters(shape)
+            + parameters(replace(shape, head_blocks=0) if shape.prefix else shape)
+            + shape.blocks * 4 * shape.width * length / 2
+        )
     matrices = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.inner) + shape.width * shape.vocab
     return 2 * matrices + shape.layers * 4 * shape.width * length / 2
 
 
 def memory(shape: Shape, tokens: int, *, bf16: bool = True, checkpointing: bool = False) -> float:
-    """Bytes of one step on ``tokens`` tokens: weights, gradients and AdamW's two moments in fp32, and what the backward pass needs.
+    """Bytes of one step on ``tokens`` tokens: weights, gradients and AdamW's two moments in fp32, and what
+    the backward pass needs.
 
     checkpointing: only each layer's input is kept, and one layer's activations at a time.
     """
     size = 2 if bf16 else 4
-    # inputs of the norms and their outputs, q, k, v, the attention's output, gate, up, their product: what autograd keeps of a layer
-    inner, layers = (shape.inner or 4 * shape.width, shape.blocks) if isinstance(shape, PatchShape) else (shape.inner, shape.layers)
+    # inputs of the norms and their outputs, q, k, v, the attention's output, gate, up, their product: what
+    # autograd keeps of a layer
+    inner, layers = (
+        (shape.inner or 4 * shape.width, shape.blocks)
+        if isinstance(shape, PatchShape)
+        else (shape.inner, shape.layers)
+    )
     layer = tokens * (size * (7 * shape.width + 4 * inner) + 4 * 4 * shape.width)
     kept = layers * tokens * 4 * shape.width + layer if checkpointing else layers * layer
-    logits = min(tokens * getattr(shape, "vocab", 0), CHUNK) * (16 if bf16 else 12)  # they, their softmax and their gradient
+    logits = min(tokens * getattr(shape, "vocab", 0), CHUNK) * (
+        16 if bf16 else 12
+    )  # they, their softmax and their gradient
     return 16.0 * parameters(shape) + (2.0 * parameters(shape) if bf16 else 0.0) + kept + logits
 
 
-def cost(shape: str | Shape | PatchShape, tokens: float, device: str = "here", *, length: int | None = None, step: int = 4096, devices: int = 1,
-         teacher: str | Shape | None = None, utilisation: float = UTILISATION) -> Cost:
-    """Of a training on ``tokens`` tokens, in sentences of ``length`` (None: the shape's context), ``step`` tokens a step and device.
+def cost(
+    shape: str | Shape | PatchShape,
+    tokens: float,
+    device: str = "here",
+    *,
+    length: int | None = None,
+    step: int = 4096,
+    devices: int = 1,
+    teacher: str | Shape | None = None,
+    utilisation: float = UTILISATION,
+) -> Cost:
+    """Of a training on ``tokens`` tokens, in sentences of ``length`` (None: the shape's context), ``step``
+    tokens a step and device.
 
-    device: a name in PEAKS, or "here", which is measured. teacher: a model that reads every token too. Raises ValueError for unknown names.
+    device: a name in PEAKS, or "here", which is measured. teacher: a model that reads every token too. Raises
+        ValueError for unknown names.
     """
     known = SHAPES | patchlm.SHAPES
     shape, teacher = (known[s] if isinstance(s, str) and s in known else s for s in (shape, teacher))
@@ -85,7 +124,9 @@ def cost(shape: str | Shape | PatchShape, tokens: float, device: str = "here", *
     length = length or (shape.grid**2 if isinstance(shape, PatchShape) else shape.context)
     each = 3 * forward_flops(shape, length) + (forward_flops(teacher, length) if teacher else 0)
     if device == "here":
-        seconds = seconds_here(shape, length, step) + (seconds_here(teacher, length, step) / 3 if teacher else 0)
+        seconds = seconds_here(shape, length, step) + (
+            seconds_here(teacher, length, step) / 3 if teacher else 0
+        )
         hours = tokens / step * seconds / 3600
     else:
         hours = each * tokens / (PEAKS[device] * utilisation) / 3600
@@ -94,7 +135,9 @@ def cost(shape: str | Shape | PatchShape, tokens: float, device: str = "here", *
 
 
 def seconds_here(shape: Shape, length: int, step: int, repeats: int = 3) -> float:
-    """Seconds of one training step on this machine: a model of one layer and one of two are timed, and the difference counts for each layer."""
+    """Seconds of one training step on this machine: a model of one layer and one of two are timed, and the
+    difference counts for each layer.
+    """
     found = []
     for layers in (1, 2):
         lvm, device = LVM.from_shape(replace(shape, layers=layers)).to(default_device()), default_device()

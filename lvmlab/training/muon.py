@@ -1,7 +1,10 @@
-"""Muon (arXiv 2502.16982): momentum, orthogonalised by Newton-Schulz iterations, for the matrices between hidden activations.
+"""Muon (arXiv 2502.16982): momentum, orthogonalised by Newton-Schulz iterations, for the matrices between
+hidden activations.
 
-`torch.optim.Muon` iterates in bf16 whatever the machine, one matrix at a time: on a CPU without bf16 units that costs four
-times the rest of a training step. Here the precision is the training's own and matrices of one shape are iterated together.
+`torch.optim.Muon` iterates in bf16 whatever the machine, one matrix at a time: on a CPU without bf16 units
+that costs four
+times the rest of a training step. Here the precision is the training's own and matrices of one shape are
+iterated together.
 """
 
 from collections import defaultdict
@@ -10,7 +13,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # steep at zero; singular values end between about 0.7 and 1.2
+COEFFICIENTS, ITERATIONS = (
+    (3.4445, -4.7750, 2.0315),
+    5,
+)  # steep at zero; singular values end between about 0.7 and 1.2
 
 
 def orthogonalise(update: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -26,12 +32,20 @@ def orthogonalise(update: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, decoupled weight decay; updates have AdamW's root mean square (section 2.2), so that one lr serves both.
+    """Nesterov momentum, decoupled weight decay; updates have AdamW's root mean square (section 2.2), so that
+    one lr serves both.
 
     dtype: of the iterations; bf16 where the machine is fast at it.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.1, momentum: float = 0.95, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
         if any(p.ndim != 2 for group in self.param_groups for p in group["params"]):
@@ -51,5 +65,7 @@ class Muon(torch.optim.Optimizer):
                 ahead = torch._foreach_lerp([p.grad for p in params], moments, group["momentum"])
                 updates = orthogonalise(torch.stack(ahead), self.dtype).to(params[0].dtype)
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(updates), alpha=-0.2 * max(rows, columns) ** 0.5 * group["lr"])
+                torch._foreach_add_(
+                    params, list(updates), alpha=-0.2 * max(rows, columns) ** 0.5 * group["lr"]
+                )
         return loss

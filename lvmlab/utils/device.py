@@ -23,7 +23,9 @@ def describe(device: torch.device) -> str:
 
 
 def precision(name: str = "auto", device: torch.device | str | None = None) -> str:
-    """"fp32" or "bf16"; "auto" measures once a process and device whether bf16 is the faster. Raises ValueError."""
+    """ "fp32" or "bf16"; "auto" measures once a process and device whether bf16 is the faster. Raises
+    ValueError.
+    """
     if name not in PRECISIONS:
         raise ValueError(f"precision={name!r} is not known: choose from {', '.join(PRECISIONS)}")
     if name != "auto":

@@ -11,7 +11,9 @@ import numpy as np
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is flushed to disk and renamed, on failure removed."""
+    """Yields a temporary path beside ``path``; on success it is flushed to disk and renamed, on failure
+    removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

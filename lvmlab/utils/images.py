@@ -15,7 +15,19 @@ from lvmlab.utils.files import atomic
 
 Source = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray | Tensor
 
-READ = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")  # MPO opens as JPEG; no EPS: it runs a program
+READ = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "AVIF",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "TGA",
+    "JPEG2000",
+    "ICO",
+)  # MPO opens as JPEG; no EPS: it runs a program
 WRITE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _LONGEST = 4  # times the short side: what lies farther from the centre never reaches a centre crop
 
@@ -27,13 +39,18 @@ class ImageError(ValueError):
 def load(source: Source, size: int | None = None) -> Tensor:
     """A picture as float (3, H, W) in [0, 1], its EXIF rotation applied, transparency laid over white.
 
-    source: a path, the bytes or an open binary file of an image; a PIL image of any mode; a numpy array (H, W) or
+    source: a path, the bytes or an open binary file of an image; a PIL image of any mode; a numpy array (H,
+        W) or
         (H, W, 1 to 4); a tensor (H, W) or (1 to 4, H, W). Arrays are bool, uint8, uint16 or float in [0, 1].
-    size: resize the short side to it (bilinear, antialiased), then crop the centre: (3, size, size). DeLVM's and LVM's input.
-    Raises ImageError for what is missing, empty, truncated, no image, over PIL's limit of pixels, NaN or out of range.
+    size: resize the short side to it (bilinear, antialiased), then crop the centre: (3, size, size). DeLVM's
+        and LVM's input.
+    Raises ImageError for what is missing, empty, truncated, no image, over PIL's limit of pixels, NaN or out
+    of range.
     """
     if size is not None and (not isinstance(size, int) or size < 1):
-        raise ImageError(f"size={size!r}: give a side in pixels, at least 1, or None to keep the picture's own")
+        raise ImageError(
+            f"size={size!r}: give a side in pixels, at least 1, or None to keep the picture's own"
+        )
     found = pixels(source)
     if size is not None:
         found = _fit(found, size)
@@ -41,9 +58,11 @@ def load(source: Source, size: int | None = None) -> Tensor:
 
 
 def pixels(source: Source, least: int | None = None) -> Tensor:
-    """What `load` makes of a picture of any kind before it is resized: (3, H, W), uint8, or float in [0, 1] where there are more than 8 bits.
+    """What `load` makes of a picture of any kind before it is resized: (3, H, W), uint8, or float in [0, 1]
+    where there are more than 8 bits.
 
-    least: a JPEG that is not decoded yet may come at a half, a quarter or an eighth of its size, the short side no less than this: its
+    least: a JPEG that is not decoded yet may come at a half, a quarter or an eighth of its size, the short
+        side no less than this: its
     decoder then leaves out frequencies that a resize would drop, in a fraction of the time.
     """
     name = _name(source)
@@ -52,17 +71,23 @@ def pixels(source: Source, least: int | None = None) -> Tensor:
     if isinstance(source, np.ndarray):
         if source.dtype.kind not in "buif" or source.ndim not in (2, 3):
             raise _wrong_array(name, source.shape, source.dtype)
-        array = torch.from_numpy(np.ascontiguousarray(source).astype(source.dtype.newbyteorder("="), copy=False))
+        array = torch.from_numpy(
+            np.ascontiguousarray(source).astype(source.dtype.newbyteorder("="), copy=False)
+        )
         return _from_array(array.permute(2, 0, 1) if array.ndim == 3 else array, name)
     return _decode(source, name, least) if isinstance(source, Image.Image) else _read(source, name, least)
 
 
 def save(image: Tensor, path: str | os.PathLike) -> Path:
-    """Writes float (3, H, W) in [0, 1], whole or not at all; the suffix (.png, .jpg, .webp) is the format. Raises ImageError."""
+    """Writes float (3, H, W) in [0, 1], whole or not at all; the suffix (.png, .jpg, .webp) is the format.
+    Raises ImageError.
+    """
     path = Path(path)
     form = WRITE.get(path.suffix.lower())
     if form is None:
-        raise ImageError(f"{path}: cannot write {path.suffix or 'a name without suffix'}; use one of {', '.join(WRITE)}")
+        raise ImageError(
+            f"{path}: cannot write {path.suffix or 'a name without suffix'}; use one of {', '.join(WRITE)}"
+        )
     picture = to_pil(image)
     with atomic(path) as temporary:
         picture.save(temporary, format=form, **({} if form == "PNG" else {"quality": 95}))
@@ -70,24 +95,41 @@ def save(image: Tensor, path: str | os.PathLike) -> Path:
 
 
 def check(image: Tensor, name: str = "image") -> Tensor:
-    """Returns `image` if it is float (..., 3, H, W), finite, in [0, 1]; raises ImageError that calls it `name`."""
-    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim < 3 or image.shape[-3] != 3 or not image.numel():
+    """Returns `image` if it is float (..., 3, H, W), finite, in [0, 1]; raises ImageError that calls it
+    `name`.
+    """
+    if (
+        not isinstance(image, Tensor)
+        or not image.is_floating_point()
+        or image.ndim < 3
+        or image.shape[-3] != 3
+        or not image.numel()
+    ):
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise ImageError(f"{name}: expected a float tensor (..., 3, H, W), got {got}; images.load makes one of any picture")
+        raise ImageError(
+            f"{name}: expected a float tensor (..., 3, H, W), got {got}; images.load makes one of any picture"
+        )
     _check_range(image, name)
     return image
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Float (..., 3, H, W) in [0, 1] to the uint8 array (..., H, W, 3) that other libraries read. Raises ImageError."""
+    """Float (..., 3, H, W) in [0, 1] to the uint8 array (..., H, W, 3) that other libraries read. Raises
+    ImageError.
+    """
     return (check(images).detach() * 255).round().to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
 
 
 def from_uint8(array: np.ndarray) -> Tensor:
-    """A uint8 array (..., H, W, 3) to float (..., 3, H, W) in [0, 1]: the inverse of `to_uint8`. Raises ImageError."""
+    """A uint8 array (..., H, W, 3) to float (..., 3, H, W) in [0, 1]: the inverse of `to_uint8`. Raises
+    ImageError.
+    """
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim < 3 or array.shape[-1] != 3:
-        raise ImageError(f"expected a uint8 array (..., H, W, 3), got {array.dtype} {array.shape}; images.load takes one picture of any kind")
+        raise ImageError(
+            f"expected a uint8 array (..., H, W, 3), got {array.dtype} {array.shape}; images.load takes one "
+            f"picture of any kind"
+        )
     return torch.from_numpy(np.array(array)).movedim(-1, -3).float().contiguous() / 255
 
 
@@ -122,7 +164,10 @@ def _read(source, name: str, least: int | None = None) -> Tensor:
     elif hasattr(source, "read"):
         source = source.read()
     if not isinstance(source, (bytes, bytearray, memoryview)):
-        raise ImageError(f"{name} is no picture: give a path, bytes, a file opened in binary mode, a PIL image, an array or a tensor")
+        raise ImageError(
+            f"{name} is no picture: give a path, bytes, a file opened in binary mode, a PIL image, an array "
+            f"or a tensor"
+        )
     if len(source) == 0:
         raise ImageError(f"{name} is empty (0 bytes): download or export it again")
     try:
@@ -152,8 +197,14 @@ def _decode(image: Image.Image, name: str, least: int | None = None) -> Tensor:
     except Exception:  # damaged EXIF; the pixels are sound
         image = image.copy()
     try:
-        if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey, kept as such; "I" is how PIL reads some of it
-            return _from_array(torch.from_numpy(np.asarray(image).astype(np.float32)), name, top=None if image.mode == "F" else 65535)
+        if (
+            image.mode.startswith("I") or image.mode == "F"
+        ):  # 16-bit grey, kept as such; "I" is how PIL reads some of it
+            return _from_array(
+                torch.from_numpy(np.asarray(image).astype(np.float32)),
+                name,
+                top=None if image.mode == "F" else 65535,
+            )
         if image.mode == "La":  # PIL turns premultiplied grey into LA only
             image = image.convert("LA")
         if image.has_transparency_data:
@@ -163,7 +214,10 @@ def _decode(image: Image.Image, name: str, least: int | None = None) -> Tensor:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(f"{name} has PIL mode {image.mode!r}, which does not become RGB ({error}): convert it to RGB first") from error
+        raise ImageError(
+            f"{name} has PIL mode {image.mode!r}, which does not become RGB ({error}): convert it to RGB "
+            f"first"
+        ) from error
 
 
 def _from_array(array: Tensor, name: str, top: int | None = None) -> Tensor:
@@ -191,8 +245,10 @@ def _check_range(array: Tensor, name: str) -> None:
         raise ImageError(f"{name} holds NaN or infinite values: repair them first (torch.nan_to_num)")
     low, high = array.min().item(), array.max().item()
     if low < -1e-5 or high > 1 + 1e-5:
-        raise ImageError(f"{name} goes from {low:.4g} to {high:.4g}, outside [0, 1]: divide 8-bit values by 255 and "
-                         "16-bit by 65535, undo any mean/std, then clamp to [0, 1]")
+        raise ImageError(
+            f"{name} goes from {low:.4g} to {high:.4g}, outside [0, 1]: divide 8-bit values by 255 and "
+            "16-bit by 65535, undo any mean/std, then clamp to [0, 1]"
+        )
 
 
 def _fit(pixels: Tensor, size: int) -> Tensor:
@@ -206,10 +262,15 @@ def _fit(pixels: Tensor, size: int) -> Tensor:
 
 def _too_large(name: str, size: tuple[int, int] | None = None) -> ImageError:
     shape = f" ({size[0]}x{size[1]})" if size else ""
-    return ImageError(f"{name} is larger than PIL holds safe{shape}, a possible decompression bomb: make it smaller, "
-                      "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it")
+    return ImageError(
+        f"{name} is larger than PIL holds safe{shape}, a possible decompression bomb: make it smaller, "
+        "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
 
 
 def _wrong_array(name: str, shape, dtype) -> ImageError:
-    return ImageError(f"{name} is {dtype} {tuple(shape)}: give a numpy array (H, W) or (H, W, 1 to 4) or a tensor (H, W) or "
-                      "(1 to 4, H, W), of bool, uint8, uint16 or float in [0, 1]")
+    return ImageError(
+        f"{name} is {dtype} {tuple(shape)}: give a numpy array (H, W) or (H, W, 1 to 4) or a tensor (H, W) "
+        f"or "
+        "(1 to 4, H, W), of bool, uint8, uint16 or float in [0, 1]"
+    )

@@ -7,7 +7,9 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def assets() -> Path:
-    """The folder of shipped data, models and runs: inside an installed wheel, beside the package in a checkout."""
+    """The folder of shipped data, models and runs: inside an installed wheel, beside the package in a
+    checkout.
+    """
     packaged = _PACKAGE / "assets"
     return packaged if packaged.is_dir() else _PACKAGE.parent / "assets"
 

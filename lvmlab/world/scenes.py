@@ -1,8 +1,11 @@
 """Composing scenes: a crop of a photograph, cut-outs pasted over it, exact masks and keypoints beside it.
 
-The law of the world (frozen in ``mini-world-v1``): background crop 30 to 90 % of the photograph's short side, one to four
-objects of 4 to 25 % of the picture's area each, body height 40 to 90 % of the picture. All randomness comes from the
-generator handed in. Pictures here are float32 arrays (S, S, 3) in [0, 1]; ``Pair`` holds the finished uint8 ones.
+The law of the world (frozen in ``mini-world-v1``): background crop 30 to 90 % of the photograph's short side,
+one to four
+objects of 4 to 25 % of the picture's area each, body height 40 to 90 % of the picture. All randomness comes
+from the
+generator handed in. Pictures here are float32 arrays (S, S, 3) in [0, 1]; ``Pair`` holds the finished uint8
+ones.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +26,9 @@ MIRROR = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
 
 @dataclass(frozen=True)
 class Placed:
-    """A sprite at its place: ``layer`` (h, w, 4) premultiplied float32 with its top-left corner at ``x``, ``y``."""
+    """A sprite at its place: ``layer`` (h, w, 4) premultiplied float32 with its top-left corner at ``x``,
+    ``y``.
+    """
 
     sprite: Sprite
     layer: np.ndarray
@@ -39,7 +44,9 @@ class Placed:
 
 @dataclass
 class Scene:
-    """``image`` (S, S, 3) in [0, 1]; ``masks`` one visible alpha (S, S) an object, front objects cut out of those behind."""
+    """``image`` (S, S, 3) in [0, 1]; ``masks`` one visible alpha (S, S) an object, front objects cut out of
+    those behind.
+    """
 
     image: np.ndarray
     photograph: str
@@ -60,9 +67,16 @@ def background(sources: Sources, split: str, size: int, rng: np.random.Generator
 
 
 def paste(canvas: np.ndarray, layer: np.ndarray, x: int, y: int) -> None:
-    """Composite a premultiplied (h, w, 4) layer over ``canvas`` (S, S, 3 or 4) in place; what lies outside is cut off."""
+    """Composite a premultiplied (h, w, 4) layer over ``canvas`` (S, S, 3 or 4) in place; what lies outside is
+    cut off.
+    """
     size = canvas.shape[0]
-    top, left, bottom, right = max(0, y), max(0, x), min(size, y + layer.shape[0]), min(size, x + layer.shape[1])
+    top, left, bottom, right = (
+        max(0, y),
+        max(0, x),
+        min(size, y + layer.shape[0]),
+        min(size, x + layer.shape[1]),
+    )
     if top >= bottom or left >= right:
         return
     part = layer[top - y : bottom - y, left - x : right - x]
@@ -71,8 +85,12 @@ def paste(canvas: np.ndarray, layer: np.ndarray, x: int, y: int) -> None:
     region += part[..., : canvas.shape[2]]
 
 
-def place(sprite: Sprite, size: int, area: float, rng: np.random.Generator, rotation: float = 20.0) -> np.ndarray:
-    """The sprite flipped, rotated by up to ``rotation`` degrees and scaled to ``area`` of the picture: (h, w, 4)."""
+def place(
+    sprite: Sprite, size: int, area: float, rng: np.random.Generator, rotation: float = 20.0
+) -> np.ndarray:
+    """The sprite flipped, rotated by up to ``rotation`` degrees and scaled to ``area`` of the picture: (h, w,
+    4).
+    """
     image = sprite.image
     if rng.random() < 0.5:
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
@@ -85,10 +103,14 @@ def place(sprite: Sprite, size: int, area: float, rng: np.random.Generator, rota
     return layer[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def arrange(scene: Scene, sprites: list[Sprite], size: int, rng: np.random.Generator, area=OBJECT_AREA) -> Scene:
-    """Paste ``sprites`` over the scene, back to front, inside the frame, none hidden by more than ``MAX_HIDDEN``.
+def arrange(
+    scene: Scene, sprites: list[Sprite], size: int, rng: np.random.Generator, area=OBJECT_AREA
+) -> Scene:
+    """Paste ``sprites`` over the scene, back to front, inside the frame, none hidden by more than
+    ``MAX_HIDDEN``.
 
-    Ten layouts are tried; if each hides too much, the objects are drawn again, smaller: the law's lower bound on area
+    Ten layouts are tried; if each hides too much, the objects are drawn again, smaller: the law's lower bound
+    on area
     always admits a layout.
     """
     high = area[1]
@@ -105,7 +127,9 @@ def arrange(scene: Scene, sprites: list[Sprite], size: int, rng: np.random.Gener
         if masks is not None:
             break
     else:
-        raise RuntimeError(f"no layout of {[s.name for s in sprites]} hides less than {MAX_HIDDEN:.0%} of each object")
+        raise RuntimeError(
+            f"no layout of {[s.name for s in sprites]} hides less than {MAX_HIDDEN:.0%} of each object"
+        )
     for item in placed:
         paste(scene.image, item.layer, item.x, item.y)
     return Scene(scene.image, scene.photograph, placed, masks)
@@ -124,7 +148,9 @@ def visible_masks(placed: list[Placed], size: int) -> list[np.ndarray] | None:
     return masks[::-1]
 
 
-def objects_scene(sources: Sources, split: str, size: int, rng: np.random.Generator, classes: list[str] | None = None) -> Scene:
+def objects_scene(
+    sources: Sources, split: str, size: int, rng: np.random.Generator, classes: list[str] | None = None
+) -> Scene:
     """One to four objects of any class over a photograph; or exactly one object of each of ``classes``."""
     image, name = background(sources, split, size, rng)
     if classes is None:
@@ -136,7 +162,9 @@ def objects_scene(sources: Sources, split: str, size: int, rng: np.random.Genera
 
 @dataclass
 class BodyScene:
-    """A person over a photograph: ``keypoints`` (17, 2) in pixels of the picture, ``box`` (x0, y0, x1, y1), ``visible`` (17,)."""
+    """A person over a photograph: ``keypoints`` (17, 2) in pixels of the picture, ``box`` (x0, y0, x1, y1),
+    ``visible`` (17,).
+    """
 
     image: np.ndarray
     photograph: str
@@ -147,7 +175,9 @@ class BodyScene:
 
 
 def body_scene(sources: Sources, split: str, size: int, rng: np.random.Generator) -> BodyScene:
-    """One body of this split, whole inside the frame, 40 to 90 % of the picture high (less only where it is wider than high)."""
+    """One body of this split, whole inside the frame, 40 to 90 % of the picture high (less only where it is
+    wider than high).
+    """
     image, name = background(sources, split, size, rng)
     sprite = sources.pick("bodies", split, rng)
     sheet, keypoints, visible = sprite.image, sprite.keypoints.copy(), sprite.visible
@@ -161,4 +191,6 @@ def body_scene(sources: Sources, split: str, size: int, rng: np.random.Generator
     x, y = int(rng.integers(size - width + 1)), int(rng.integers(size - height + 1))
     paste(image, layer, x, y)
     scaled = keypoints * (width / sheet.width, height / sheet.height) + (x, y)
-    return BodyScene(image, name, sprite.family, scaled, visible, np.array([x, y, x + width, y + height], np.float64))
+    return BodyScene(
+        image, name, sprite.family, scaled, visible, np.array([x, y, x + width, y + height], np.float64)
+    )

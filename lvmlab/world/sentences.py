@@ -1,4 +1,6 @@
-"""Visual sentences from mini-world: an encoding and pairs of one task, addressed by (seed, split, task, index)."""
+"""Visual sentences from mini-world: an encoding and pairs of one task, addressed by (seed, split, task,
+index).
+"""
 
 import zlib
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ PAIRS = 8  # in a sentence of 16 pictures: LVM's context (arXiv 2312.00785)
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures uint8 (n, size, size, 3): an image and its label, one image, or a clip's frames. group: what a sentence's rows share."""
+    """Pictures uint8 (n, size, size, 3): an image and its label, one image, or a clip's frames. group: what a
+    sentence's rows share.
+    """
 
     pictures: np.ndarray
     source: str
@@ -22,7 +26,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Sentence:
-    """``pairs`` of one ``task`` under one ``encoding``; the last pair is the query when it is used as a prompt."""
+    """``pairs`` of one ``task`` under one ``encoding``; the last pair is the query when it is used as a
+    prompt.
+    """
 
     task: str
     encoding: Encoding
@@ -34,15 +40,28 @@ class Sentence:
 
 
 def generator(seed: int, split: str, task: str, index: int, held_out: bool = False) -> np.random.Generator:
-    """The one source of chance of a sentence. The task enters by its name's CRC, so that adding tasks moves nothing."""
+    """The one source of chance of a sentence. The task enters by its name's CRC, so that adding tasks moves
+    nothing.
+    """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     return np.random.default_rng([seed, SPLITS.index(split), zlib.crc32(task.encode()), index, int(held_out)])
 
 
-def sentence(task: str, split: str, index: int, *, seed: int = 0, pairs: int = PAIRS, size: int = SIZE,
-             held_out: bool = False, sources: Sources | None = None) -> Sentence:
-    """Sentence ``index`` of a task and split. ``held_out`` draws the encoding from those never seen in training."""
+def sentence(
+    task: str,
+    split: str,
+    index: int,
+    *,
+    seed: int = 0,
+    pairs: int = PAIRS,
+    size: int = SIZE,
+    held_out: bool = False,
+    sources: Sources | None = None,
+) -> Sentence:
+    """Sentence ``index`` of a task and split. ``held_out`` draws the encoding from those never seen in
+    training.
+    """
     worker, rng = tasks.get(task), generator(seed, split, task, index, held_out)
     encoding = worker.encoding(rng, held_out)
     return Sentence(task, encoding, worker.sentence(sources or default(), split, size, encoding, pairs, rng))

@@ -1,8 +1,11 @@
 """Skeletons as pictures: drawing one in a palette, and reading the joints back from its limbs' colours.
 
-The drawing keeps OpenPose's limbs and colours. At 256 px the paper draws joints of radius 8 and bones of 4; at 64 px a
-bone of one pixel is below what an 8x8 grid of tokens can carry, so the rule here is: thirteen bones of width 3/64 of the
-side with round ends, no joint discs, eyes and ears left out. A joint is then where two bones of known colours meet.
+The drawing keeps OpenPose's limbs and colours. At 256 px the paper draws joints of radius 8 and bones of 4;
+at 64 px a
+bone of one pixel is below what an 8x8 grid of tokens can carry, so the rule here is: thirteen bones of width
+    3/64 of the
+side with round ends, no joint discs, eyes and ears left out. A joint is then where two bones of known colours
+meet.
 """
 
 import functools
@@ -10,29 +13,76 @@ import functools
 import numpy as np
 from PIL import Image, ImageDraw
 
-NOSE, SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = 0, (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)
+NOSE, SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (
+    0,
+    (5, 6),
+    (7, 8),
+    (9, 10),
+    (11, 12),
+    (13, 14),
+    (15, 16),
+)
 NECK = 17  # the middle of the shoulders, appended to COCO's 17
 SCORED = [*ELBOWS, *WRISTS, *KNEES, *ANKLES]
 DRAWN = [NOSE, *SHOULDERS, *ELBOWS, *WRISTS, *HIPS, *KNEES, *ANKLES]
 
 # OpenPose's limb order; person's right (even COCO indices) before left
-LIMBS = ((NECK, 6), (NECK, 5), (6, 8), (8, 10), (5, 7), (7, 9), (NECK, 12), (12, 14), (14, 16), (NECK, 11), (11, 13), (13, 15), (NECK, NOSE))
-_WHEEL = ((255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0),
-          (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255),
-          (85, 0, 255), (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85))
+LIMBS = (
+    (NECK, 6),
+    (NECK, 5),
+    (6, 8),
+    (8, 10),
+    (5, 7),
+    (7, 9),
+    (NECK, 12),
+    (12, 14),
+    (14, 16),
+    (NECK, 11),
+    (11, 13),
+    (13, 15),
+    (NECK, NOSE),
+)
+_WHEEL = (
+    (255, 0, 0),
+    (255, 85, 0),
+    (255, 170, 0),
+    (255, 255, 0),
+    (170, 255, 0),
+    (85, 255, 0),
+    (0, 255, 0),
+    (0, 255, 85),
+    (0, 255, 170),
+    (0, 255, 255),
+    (0, 170, 255),
+    (0, 85, 255),
+    (0, 0, 255),
+    (85, 0, 255),
+    (170, 0, 255),
+    (255, 0, 255),
+    (255, 0, 170),
+    (255, 0, 85),
+)
 _MIRRORED = (1, 0, 4, 5, 2, 3, 9, 10, 11, 6, 7, 8, 12)
-PALETTES = {"openpose": _WHEEL[:13], "mirrored": tuple(_WHEEL[i] for i in _MIRRORED),
-            "turned": tuple(_WHEEL[(i + 7) % 18] for i in range(13)),  # held out of the LVM's training
-        }
+PALETTES = {
+    "openpose": _WHEEL[:13],
+    "mirrored": tuple(_WHEEL[i] for i in _MIRRORED),
+    "turned": tuple(_WHEEL[(i + 7) % 18] for i in range(13)),  # held out of the LVM's training
+}
 WIDTH = 3 / 64  # of a bone, relative to the picture's side
 # COCO's per-keypoint constants for object keypoint similarity
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 SWAPPED = [0, *(i + (1 if i % 2 else -1) for i in range(1, 17))]  # left (odd) and right (even) exchanged
-# OpenPose's seventeen bones in its order, and its eighteen joints as COCO numbers them; bone i and joint i have colour i of the wheel
+# OpenPose's seventeen bones in its order, and its eighteen joints as COCO numbers them; bone i and joint i
+# have colour i of the wheel
 _OPENPOSE_BONES = (*LIMBS, (NOSE, 2), (2, 4), (NOSE, 1), (1, 3))
 _OPENPOSE_JOINTS = (NOSE, NECK, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 DRAW_ORDER = (6, 9, 0, 1, 12, 7, 8, 10, 11, 2, 3, 4, 5)  # trunk first, arms last: hands lie over the body
-_CHAINS = ((2, 3, 0), (4, 5, 1), (7, 8, 6), (10, 11, 9))  # upper bone, lower bone, the trunk bone they hang from
+_CHAINS = (
+    (2, 3, 0),
+    (4, 5, 1),
+    (7, 8, 6),
+    (10, 11, 9),
+)  # upper bone, lower bone, the trunk bone they hang from
 
 
 def draw(keypoints: np.ndarray, size: int, palette: str, background: tuple[int, int, int]) -> np.ndarray:
@@ -52,9 +102,11 @@ def draw(keypoints: np.ndarray, size: int, palette: str, background: tuple[int, 
 
 
 def draw_people(people: np.ndarray, size: int) -> np.ndarray:
-    """People (P, 17, 3), x, y and visibility, as DeLVM paints COCO: OpenPose's bones and joints on black, uint8 (size, size, 3).
+    """People (P, 17, 3), x, y and visibility, as DeLVM paints COCO: OpenPose's bones and joints on black,
+    uint8 (size, size, 3).
 
-    Bones are 4 wide and joints of radius 8 at 256 px, in proportion at other sizes. What is not visible (0) is left out.
+    Bones are 4 wide and joints of radius 8 at 256 px, in proportion at other sizes. What is not visible (0)
+    is left out.
     """
     fine = 2
     canvas = Image.new("RGB", (fine * size, fine * size))
@@ -73,10 +125,13 @@ def draw_people(people: np.ndarray, size: int) -> np.ndarray:
 
 
 def read(picture: np.ndarray, palette: str, background: tuple[int, int, int]) -> np.ndarray:
-    """A label image, uint8 (S, S, 3), to keypoints (17, 2) in pixels; NaN where nothing of a joint's bones is found.
+    """A label image, uint8 (S, S, 3), to keypoints (17, 2) in pixels; NaN where nothing of a joint's bones is
+    found.
 
-    Each pixel off the background goes to the bone whose colour lies in the same direction from the background; a bone is
-    the principal axis of its pixels; a joint is where the nearest ends of its two bones meet, or the free end.
+    Each pixel off the background goes to the bone whose colour lies in the same direction from the
+    background; a bone is
+    the principal axis of its pixels; a joint is where the nearest ends of its two bones meet, or the free
+    end.
     """
     size = picture.shape[0]
     ground = np.asarray(background, np.float32)
@@ -152,7 +207,9 @@ def pck(found: np.ndarray, truth: np.ndarray, box: np.ndarray, share: float = 0.
 
 
 def oks(found: np.ndarray, truth: np.ndarray, box: np.ndarray) -> float:
-    """COCO's object keypoint similarity over the thirteen joints that are drawn; the box's area stands for the body's."""
+    """COCO's object keypoint similarity over the thirteen joints that are drawn; the box's area stands for
+    the body's.
+    """
     squared = ((found[DRAWN] - truth[DRAWN]) ** 2).sum(1)
     area = (box[2] - box[0]) * (box[3] - box[1])
     return float(np.nan_to_num(np.exp(-squared / (2 * area * (2 * SIGMAS[DRAWN]) ** 2)), nan=0.0).mean())

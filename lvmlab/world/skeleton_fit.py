@@ -1,7 +1,9 @@
 """Reading skeletons by fitting: the thirteen joints whose drawing looks most like the answer.
 
-A tokenizer of 64 tokens keeps where a bone lies better than which of two neighbouring hues it had, so pixels alone are a
-poor witness. Here all bones of a skeleton are drawn softly, differentiably, and moved until the drawing matches.
+A tokenizer of 64 tokens keeps where a bone lies better than which of two neighbouring hues it had, so pixels
+alone are a
+poor witness. Here all bones of a skeleton are drawn softly, differentiably, and moved until the drawing
+matches.
 """
 
 import numpy as np
@@ -10,16 +12,22 @@ from torch import Tensor
 
 from lvmlab.world import skeleton
 
-SEARCH, STEPS, RATE = 16, 44, 0.025  # Adam's steps from every start, then from the best one; its rate in sides
+SEARCH, STEPS, RATE = (
+    16,
+    44,
+    0.025,
+)  # Adam's steps from every start, then from the best one; its rate in sides
 SIDE = 32  # pixels a side at which the drawing is compared
 SOFT = 0.7 / 64  # softness of a bone's edge
 DRAWN = list(skeleton.DRAWN)
 
 
 def read(pictures: np.ndarray, palettes: list[str], backgrounds: list[tuple[int, int, int]]) -> np.ndarray:
-    """Label images, uint8 (B, S, S, 3), to keypoints (B, 17, 2) in pixels; NaN for eyes and ears and for empty pictures.
+    """Label images, uint8 (B, S, S, 3), to keypoints (B, 17, 2) in pixels; NaN for eyes and ears and for
+    empty pictures.
 
-    Each fit starts at the direct reading, at the mean skeleton on the drawing's box, and at that skeleton seen from
+    Each fit starts at the direct reading, at the mean skeleton on the drawing's box, and at that skeleton
+    seen from
     behind; the closest drawing wins. Deterministic.
     """
     size = pictures.shape[1]
@@ -36,7 +44,9 @@ def read(pictures: np.ndarray, palettes: list[str], backgrounds: list[tuple[int,
     target = target.flatten(2).transpose(1, 2)  # (B, P, 3)
     tries = [fit(points, target, colours, ground, SEARCH, RATE) for points in start]
     error = torch.stack([e for _, e in tries])  # (3, B)
-    best = torch.stack([points for points, _ in tries])[error.argmin(0), torch.arange(len(pictures))]  # (B, 13, 2)
+    best = torch.stack([points for points, _ in tries])[
+        error.argmin(0), torch.arange(len(pictures))
+    ]  # (B, 13, 2)
     best, _ = fit(best, target, colours, ground, STEPS, RATE / 2)
     found = np.full((len(pictures), 17, 2), np.nan)
     found[:, DRAWN] = best.numpy() * size
@@ -58,8 +68,12 @@ def _starts(picture: np.ndarray, palette: str, background) -> tuple[np.ndarray, 
     return np.stack([np.where(np.isfinite(direct), direct, boxed), boxed, behind]), False
 
 
-def fit(points: Tensor, target: Tensor, colours: Tensor, ground: Tensor, steps: int, rate: float) -> tuple[Tensor, Tensor]:
-    """Joints (B, 13, 2) moved by Adam until their drawing matches ``target`` (B, P, 3); the joints and errors (B,)."""
+def fit(
+    points: Tensor, target: Tensor, colours: Tensor, ground: Tensor, steps: int, rate: float
+) -> tuple[Tensor, Tensor]:
+    """Joints (B, 13, 2) moved by Adam until their drawing matches ``target`` (B, P, 3); the joints and errors
+    (B,).
+    """
     points = points.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([points], lr=rate)
     for step in range(steps):
@@ -67,7 +81,9 @@ def fit(points: Tensor, target: Tensor, colours: Tensor, ground: Tensor, steps: 
         error = (render(points, colours, ground) - target).square().mean((1, 2))
         optimizer.zero_grad()
         error.sum().backward()
-        points.grad /= points.grad.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)  # each picture at its own pace
+        points.grad /= (
+            points.grad.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)
+        )  # each picture at its own pace
         optimizer.step()
     with torch.no_grad():
         return points.detach(), (render(points, colours, ground) - target).square().mean((1, 2))
@@ -85,10 +101,14 @@ def render(points: Tensor, colours: Tensor, ground: Tensor) -> Tensor:
     along = b - a
     step = along / along.square().sum(-1, keepdim=True).clamp(min=1e-8)
     # rows and columns apart until here: a grid of points costs six times as much
-    t = ((x * step[..., 0, None])[:, :, None] + (y * step[..., 1, None])[..., None]).clamp(0, 1)  # (B, 13, SIDE, SIDE)
+    t = ((x * step[..., 0, None])[:, :, None] + (y * step[..., 1, None])[..., None]).clamp(
+        0, 1
+    )  # (B, 13, SIDE, SIDE)
     across = x[:, :, None] - t * along[..., 0, None, None]
     down = y[..., None] - t * along[..., 1, None, None]
-    inside = (skeleton.WIDTH / 2 - (across.square() + down.square()).clamp(min=1e-10).sqrt()).flatten(2) / SOFT  # (B, 13, P)
+    inside = (skeleton.WIDTH / 2 - (across.square() + down.square()).clamp(min=1e-10).sqrt()).flatten(
+        2
+    ) / SOFT  # (B, 13, P)
     clear = torch.nn.functional.logsigmoid(-inside)
     through = clear.cumsum(1)  # log of what this bone and all in front of it let through
     weight = torch.sigmoid(inside) * (through - clear).exp()

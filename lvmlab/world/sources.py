@@ -1,6 +1,7 @@
 """The raw material of mini-world: photographs, object sprites and body sprites, each in exactly one split.
 
-The three tables are Parquet files in ``assets/world``; pictures stay compressed until first asked for. Sprites are kept
+The three tables are Parquet files in ``assets/world``; pictures stay compressed until first asked for.
+Sprites are kept
 with premultiplied alpha, so that resizing never bleeds the colour of invisible pixels into an edge.
 """
 
@@ -30,7 +31,8 @@ class Photograph:
 class Sprite:
     """A cut-out: ``image`` is premultiplied ("RGBa"); ``area`` counts its opaque pixels.
 
-    Objects carry ``klass`` and ``family``; bodies carry ``keypoints`` (17, 2) in pixels of the sprite, x before y, in
+    Objects carry ``klass`` and ``family``; bodies carry ``keypoints`` (17, 2) in pixels of the sprite, x
+    before y, in
     COCO's order, and ``visible`` (17,).
     """
 
@@ -63,9 +65,16 @@ def _sprite(row: dict) -> Sprite:
     image = Image.open(io.BytesIO(row["image"])).convert("RGBA")
     area = float((np.asarray(image)[..., 3] > 127).sum())
     body = "keypoints" in row
-    return Sprite(name=row["name"], family=row["body"] if body else row["family"], split=row["split"], klass="body" if body else row["klass"],
-                  image=image.convert("RGBa"), area=area, keypoints=np.asarray(row["keypoints"], np.float64).reshape(17, 2) if body else None,
-                  visible=np.asarray(row["visible"], bool) if body else None)
+    return Sprite(
+        name=row["name"],
+        family=row["body"] if body else row["family"],
+        split=row["split"],
+        klass="body" if body else row["klass"],
+        image=image.convert("RGBa"),
+        area=area,
+        keypoints=np.asarray(row["keypoints"], np.float64).reshape(17, 2) if body else None,
+        visible=np.asarray(row["visible"], bool) if body else None,
+    )
 
 
 class Sources:
@@ -73,8 +82,11 @@ class Sources:
 
     def __init__(self, folder: Path | None = None):
         folder = folder or paths.assets() / "world"
-        self.tables = {"photographs": _Table(folder / "photographs.parquet", _photograph), "objects": _Table(folder / "objects.parquet", _sprite),
-                       "bodies": _Table(folder / "bodies.parquet", _sprite)}
+        self.tables = {
+            "photographs": _Table(folder / "photographs.parquet", _photograph),
+            "objects": _Table(folder / "objects.parquet", _sprite),
+            "bodies": _Table(folder / "bodies.parquet", _sprite),
+        }
 
     def count(self, kind: str, split: str) -> int:
         return len(self.tables[kind].indices[split])
@@ -88,7 +100,9 @@ class Sources:
         return [table.get(i) for i in table.indices[split]]
 
     def with_objects_of(self, split: str) -> "Sources":
-        """The same sources, but objects of every split come from ``split``: known objects on unknown photographs."""
+        """The same sources, but objects of every split come from ``split``: known objects on unknown
+        photographs.
+        """
         other = copy.copy(self)
         objects = copy.copy(self.tables["objects"])
         objects.indices = dict.fromkeys(SPLITS, objects.indices[split])
@@ -96,11 +110,16 @@ class Sources:
         return other
 
     def few(self, split: str, **kept: int) -> "Sources":
-        """The same sources, but of each kind named only so many of ``split``: photographs, object families or bodies, the first by name."""
+        """The same sources, but of each kind named only so many of ``split``: photographs, object families or
+        bodies, the first by name.
+        """
         other = copy.copy(self)
         other.tables = dict(self.tables)
         for kind, count in kept.items():
-            table, key = copy.copy(self.tables[kind]), {"photographs": "name", "objects": "family", "bodies": "body"}[kind]
+            table, key = (
+                copy.copy(self.tables[kind]),
+                {"photographs": "name", "objects": "family", "bodies": "body"}[kind],
+            )
             of = {i: table.rows[i][key] for i in table.indices[split]}
             names = sorted(set(of.values()))[:count]
             table.indices = {**table.indices, split: [i for i, name in of.items() if name in names]}

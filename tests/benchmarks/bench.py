@@ -1,6 +1,7 @@
 """Speeds against named alternatives: `make bench`, or `python -m lvmlab bench --names ENTRY ...`.
 
-Both sides of a row are measured in one process (where they are no processes themselves), in turn, on the same inputs. A new
+Both sides of a row are measured in one process (where they are no processes themselves), in turn, on the same
+inputs. A new
 entry is a function under `@entry(NAME)` in one of the modules imported here.
 """
 
@@ -29,11 +30,34 @@ from lvmlab.world import SIZE, tasks
 from lvmlab.world.sentences import PAIRS
 
 OUT = Path("runs/bench.json")
-ORDER = ("world.render", "tokenizer.encode.mini", "tokenizer.encode.f16-8192", "train.mini-student", "train.mini-teacher", "train.80m",
-         "train.300m", "train.loss", "train.muon", "train.resumed", "kd.cached",
-         "complete.answers", "generate.mini-student", "generate.mini-teacher", "generate.300m", "generate.second-answer",
-         "generate.batch", "generate.speculative", "generate.constrained", "store.rows", "store.memory",
-         "tokenize.mini", "tokenize.f16-8192", "probe.extract", "probe.attentive", "import")
+ORDER = (
+    "world.render",
+    "tokenizer.encode.mini",
+    "tokenizer.encode.f16-8192",
+    "train.mini-student",
+    "train.mini-teacher",
+    "train.80m",
+    "train.300m",
+    "train.loss",
+    "train.muon",
+    "train.resumed",
+    "kd.cached",
+    "complete.answers",
+    "generate.mini-student",
+    "generate.mini-teacher",
+    "generate.300m",
+    "generate.second-answer",
+    "generate.batch",
+    "generate.speculative",
+    "generate.constrained",
+    "store.rows",
+    "store.memory",
+    "tokenize.mini",
+    "tokenize.f16-8192",
+    "probe.extract",
+    "probe.attentive",
+    "import",
+)
 REPEATS = {"world.render": 3, "import": 7}
 RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.data.store.build
 
@@ -44,7 +68,10 @@ def render():
     jobs = []
     for task, share in SHARES.items():
         length = PAIRS if tasks.get(task).sequence else GROUP
-        jobs += [(task, "train", i, 1000, length, SIZE, 0, ()) for i in range(max(1, round(share * RENDERED / length)))]
+        jobs += [
+            (task, "train", i, 1000, length, SIZE, 0, ())
+            for i in range(max(1, round(share * RENDERED / length)))
+        ]
     jobs = [jobs[i] for i in np.random.default_rng(0).permutation(len(jobs))]
     pairs = sum(job[4] for job in jobs)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -54,32 +81,55 @@ def render():
         two = lambda: list(pool.map(rendered, jobs, chunksize=4))  # noqa: E731
         one = lambda: [rendered(job) for job in jobs]  # noqa: E731
         taken = interleaved("world.render", {"two": two, "one": one}, REPEATS["world.render"])
-    what = (f"{pairs} training pairs of {', '.join(SHARES)} in the shares of lvm_train: a warm pool of 2 spawned processes, as lvmlab.data.store has "
-            f"it, against this process alone, best of {REPEATS['world.render']}; the limit is on ours, in pairs/s, not on the ratio")
-    yield rates("world.render", pairs / min(taken["two"]), pairs / min(taken["one"]), "pairs/s", 300.0, what, "ours, at least")
+    what = (
+        f"{pairs} training pairs of {', '.join(SHARES)} in the shares of lvm_train: a warm pool of 2 spawned "
+        f"processes, as lvmlab.data.store has "
+        f"it, against this process alone, best of {REPEATS['world.render']}; the limit is on ours, in "
+        f"pairs/s, not on the ratio"
+    )
+    yield rates(
+        "world.render",
+        pairs / min(taken["two"]),
+        pairs / min(taken["one"]),
+        "pairs/s",
+        300.0,
+        what,
+        "ours, at least",
+    )
 
 
 @entry("import")
 def imports():
     """What `import lvmlab` costs in a fresh interpreter."""
-    fresh = lambda code: lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)  # noqa: E731
-    taken = interleaved("import", {"ours": fresh("import lvmlab"), "theirs": fresh("import torch")}, REPEATS["import"])
+    # noqa: E731
+    fresh = lambda code: lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    taken = interleaved(
+        "import", {"ours": fresh("import lvmlab"), "theirs": fresh("import torch")}, REPEATS["import"]
+    )
     ours, theirs = min(taken["ours"]), min(taken["theirs"])
-    what = (f"`import lvmlab` against `import torch`, each in a fresh interpreter (its start included), best of {REPEATS['import']}; the ratio is "
-            "one of times and the limit an upper one. lvmlab imports its parts, torch among them, when they are first used")
+    what = (
+        f"`import lvmlab` against `import torch`, each in a fresh interpreter (its start included), best of "
+        f"{REPEATS['import']}; the ratio is "
+        "one of times and the limit an upper one. lvmlab imports its parts, torch among them, when they are "
+        "first used"
+    )
     yield Row("import", ours, theirs, ours / theirs, "s", 1.3, what, "ratio, at most")
 
 
 def run(names: Sequence[str] | None = None) -> list[dict]:
-    """Measures the named entries (None: all); prints one table, updates runs/bench.json and returns the measured rows.
+    """Measures the named entries (None: all); prints one table, updates runs/bench.json and returns the
+    measured rows.
 
-    Rows of entries not measured now are kept there; each has ``where`` it was measured and, beside its limit, whether it is ``ok``.
+    Rows of entries not measured now are kept there; each has ``where`` it was measured and, beside its limit,
+    whether it is ``ok``.
     Raises ValueError for an unknown name, before anything is measured.
     """
     known = sorted(ENTRIES, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     unknown = [name for name in names or () if name not in ENTRIES]
     if unknown:
-        raise ValueError(f"no benchmark is named {', '.join(map(repr, unknown))}: choose from {', '.join(known)}")
+        raise ValueError(
+            f"no benchmark is named {', '.join(map(repr, unknown))}: choose from {', '.join(known)}"
+        )
     kept = _read(OUT)
     chosen = [name for name in known if names is None or name in names]
     print(f"{where()}; {len(chosen)} of {len(known)} entries", file=sys.stderr)
@@ -89,8 +139,13 @@ def run(names: Sequence[str] | None = None) -> list[dict]:
         rows = []
         for row in ENTRIES[name]():
             rows.append(row)
-            print(f"[{number}/{len(chosen)}] {row.name}: {row.ours:.4g} against {row.theirs:.4g} {row.unit}, ratio {row.ratio:.3g} "
-                  f"{_verdict(row)}", file=sys.stderr, flush=True)
+            print(
+                f"[{number}/{len(chosen)}] {row.name}: {row.ours:.4g} against {row.theirs:.4g} {row.unit}, "
+                f"ratio {row.ratio:.3g} "
+                f"{_verdict(row)}",
+                file=sys.stderr,
+                flush=True,
+            )
         measured += rows
         kept = [r for r in kept if _entry(r["name"]) != name] + [row.record() for row in rows]
         kept.sort(key=lambda r: known.index(_entry(r["name"])) if _entry(r["name"]) in known else len(known))
@@ -103,7 +158,9 @@ def run(names: Sequence[str] | None = None) -> list[dict]:
 
 def table(rows: list[Row]) -> str:
     """Rows as an aligned text table under the machine they were measured on."""
-    grid = Table(title=where(), title_justify="left", show_edge=False, pad_edge=False, box=None, header_style="bold")
+    grid = Table(
+        title=where(), title_justify="left", show_edge=False, pad_edge=False, box=None, header_style="bold"
+    )
     grid.add_column("name", no_wrap=True)
     for name in ("ours", "theirs"):
         grid.add_column(name, justify="right", no_wrap=True)
@@ -113,7 +170,16 @@ def table(rows: list[Row]) -> str:
     grid.add_column("", no_wrap=True)
     grid.add_column("what")
     for row in rows:
-        grid.add_row(row.name, f"{row.ours:.4g}", f"{row.theirs:.4g}", row.unit, f"{row.ratio:.3g}", row.bound, _verdict(row), row.what)
+        grid.add_row(
+            row.name,
+            f"{row.ours:.4g}",
+            f"{row.theirs:.4g}",
+            row.unit,
+            f"{row.ratio:.3g}",
+            row.bound,
+            _verdict(row),
+            row.what,
+        )
     return text(grid)
 
 
@@ -135,7 +201,9 @@ def _read(path: Path) -> list[dict]:
             raise ValueError("a row without a name")
         return rows
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no rows of benchmarks ({error}): move it away to start afresh") from error
+        raise ValueError(
+            f"{path} holds no rows of benchmarks ({error}): move it away to start afresh"
+        ) from error
 
 
 __all__ = ["ENTRIES", "JUDGED", "ORDER", "OUT", "Row", "run", "table"]

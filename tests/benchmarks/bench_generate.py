@@ -1,4 +1,6 @@
-"""Entries of answering a prompt: against `generate` as it comes, at its best, and against what reading the weights alone would take."""
+"""Entries of answering a prompt: against `generate` as it comes, at its best, and against what reading the
+weights alone would take.
+"""
 
 import time
 
@@ -20,13 +22,21 @@ DRAFTS = ("mini-student-kd", "mini-student")  # the first that ships drafts for 
 
 def prompt(lvm: LVM, rows: int = 1, n: int = N) -> Tensor:
     """Random tokens in the place of EXAMPLES pairs and a query of n tokens each."""
-    return torch.randint(lvm.codes, (rows, (2 * EXAMPLES + 1) * n), generator=torch.Generator().manual_seed(0)).to(default_device())
+    return torch.randint(
+        lvm.codes, (rows, (2 * EXAMPLES + 1) * n), generator=torch.Generator().manual_seed(0)
+    ).to(default_device())
 
 
 def stock(lvm: LVM, tokens: Tensor, n: int, **options) -> Tensor:
     """`transformers`' own greedy answer, (B, n)."""
-    return lvm.llama.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=n, pad_token_id=0,
-                              **options)[:, tokens.shape[1] :]  # fmt: skip
+    return lvm.llama.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        do_sample=False,
+        max_new_tokens=n,
+        pad_token_id=0,
+        **options,
+    )[:, tokens.shape[1] :]
 
 
 def bandwidth() -> float:
@@ -37,11 +47,16 @@ def bandwidth() -> float:
 
 def weights_read(lvm: LVM) -> int:
     """Bytes of weights that one token needs: all but the embedding's other rows."""
-    return sum(p.numel() * p.element_size() for p in lvm.parameters()) - lvm.llama.model.embed_tokens.weight.nbytes
+    return (
+        sum(p.numel() * p.element_size() for p in lvm.parameters())
+        - lvm.llama.model.embed_tokens.weight.nbytes
+    )
 
 
 def compiled(lvm: LVM, tokens: Tensor, n: int):
-    """`generate` with a static cache and its forward compiled, as transformers offers it; None where nothing compiles here."""
+    """`generate` with a static cache and its forward compiled, as transformers offers it; None where nothing
+    compiles here.
+    """
     options = {"cache_implementation": "static"}
     before = lvm.llama.forward
     try:
@@ -54,31 +69,67 @@ def compiled(lvm: LVM, tokens: Tensor, n: int):
         return None
 
 
-def generation(name: str, lvm: LVM, limit: float, *, n: int = N, ours: LVM | None = None, what: str, equal: bool = True):
+def generation(
+    name: str, lvm: LVM, limit: float, *, n: int = N, ours: LVM | None = None, what: str, equal: bool = True
+):
     """The rows of one model: against `generate`, the best stock setting, and the limit that memory sets."""
     lvm, fast = lvm.to(default_device()).eval(), (ours or lvm).to(default_device()).eval()
     tokens = prompt(lvm, n=n)
     mine = complete_tokens(fast, tokens, n).tokens[:, 0]
     if equal:
         theirs = stock(lvm, tokens, n)
-        assert torch.equal(mine, theirs), f"{name}: {(mine != theirs).sum()} of {n} greedy tokens differ from generate's"
-    calls = {"ours": lambda: complete_tokens(fast, tokens, n), "generate": lambda: stock(lvm, tokens, n),
-             "static": lambda: stock(lvm, tokens, n, cache_implementation="static")}  # fmt: skip
+        assert torch.equal(mine, theirs), (
+            f"{name}: {(mine != theirs).sum()} of {n} greedy tokens differ from generate's"
+        )
+    calls = {
+        "ours": lambda: complete_tokens(fast, tokens, n),
+        "generate": lambda: stock(lvm, tokens, n),
+        "static": lambda: stock(lvm, tokens, n, cache_implementation="static"),
+    }
     speed = {side: n / min(taken) for side, taken in interleaved(name, calls, REPEATS).items()}
-    yield rates(name, speed["ours"], speed["generate"], "tokens/s", limit,
-                f"complete_tokens against transformers' generate as it comes, {what}, one prompt of {tokens.shape[1]} tokens, prefill included, "
-                f"best of {REPEATS}{'; the greedy tokens are equal' if equal else ''}")
+    yield rates(
+        name,
+        speed["ours"],
+        speed["generate"],
+        "tokens/s",
+        limit,
+        f"complete_tokens against transformers' generate as it comes, {what}, one prompt of "
+        f"{tokens.shape[1]} tokens, prefill included, "
+        f"best of {REPEATS}{'; the greedy tokens are equal' if equal else ''}",
+    )
     best, step = speed["static"], "static cache"
     if call := compiled(lvm, tokens, n):
-        best, step = max((best, step), (n / min(interleaved(f"{name}/compiled", {"compiled": call}, REPEATS)["compiled"]), "static cache, compiled"))
+        best, step = max(
+            (best, step),
+            (
+                n / min(interleaved(f"{name}/compiled", {"compiled": call}, REPEATS)["compiled"]),
+                "static cache, compiled",
+            ),
+        )
     best, step = max((best, step), (speed["generate"], "as it comes"))
-    yield rates(f"{name}/best-stock", speed["ours"], best, "tokens/s", None, f"against the fastest of generate's settings, warm; here: {step}")
+    yield rates(
+        f"{name}/best-stock",
+        speed["ours"],
+        best,
+        "tokens/s",
+        None,
+        f"against the fastest of generate's settings, warm; here: {step}",
+    )
     ready = Prefilled(fast, tokens, n)
-    decode = n / min(interleaved(f"{name}/decode", {"decode": lambda: list(ready.stream(n))}, REPEATS)["decode"])
+    decode = n / min(
+        interleaved(f"{name}/decode", {"decode": lambda: list(ready.stream(n))}, REPEATS)["decode"]
+    )
     read = bandwidth()
-    yield rates(f"{name}/bandwidth", decode, read / weights_read(fast), "tokens/s", None,
-                f"decoding alone, the prompt read before, against {read / 1e9:.1f} GB/s (measured here) over {weights_read(fast) / 1e6:.1f} MB of "
-                "weights that each token needs")
+    yield rates(
+        f"{name}/bandwidth",
+        decode,
+        read / weights_read(fast),
+        "tokens/s",
+        None,
+        f"decoding alone, the prompt read before, against {read / 1e9:.1f} GB/s (measured here) over "
+        f"{weights_read(fast) / 1e6:.1f} MB of "
+        "weights that each token needs",
+    )
 
 
 def shipped(name: str) -> LVM:
@@ -103,12 +154,26 @@ def large():
     """bf16 against generate in fp32: at this size reading the weights is all that counts."""
     name, n, whole = "generate.300m", N, LVM.from_shape("300m")
     half = LVM.from_shape("300m").to(torch.bfloat16)
-    yield from generation(name, whole, 1.8, n=n, ours=half, what="300m, fresh weights, ours in bf16 and theirs in fp32", equal=False)
+    yield from generation(
+        name,
+        whole,
+        1.8,
+        n=n,
+        ours=half,
+        what="300m, fresh weights, ours in bf16 and theirs in fp32",
+        equal=False,
+    )
     sentence = torch.cat([prompt(whole, n=n), complete_tokens(whole, prompt(whole, n=n), n).tokens[:, 0]], 1)
     log = [lvm(sentence)[:, -n - 1 : -1].float().argmax(-1) for lvm in (whole, half)]
     agreement = (log[0] == log[1]).float().mean().item()
-    yield rates(f"{name}/agreement", agreement, 1.0, "share", None,
-                f"of {n} tokens, each after the same ones before it, the share that bf16 finds as fp32 does")
+    yield rates(
+        f"{name}/agreement",
+        agreement,
+        1.0,
+        "share",
+        None,
+        f"of {n} tokens, each after the same ones before it, the share that bf16 finds as fp32 does",
+    )
 
 
 @entry("generate.second-answer")
@@ -127,38 +192,77 @@ def second():
         if trial:
             taken["first"].append(between - started)
             taken["second"].append(time.perf_counter() - between)
-    yield rates("generate.second-answer", 1 / median(taken["second"]), 1 / median(taken["first"]), "answers/s", None,
-                f"mini-teacher in fp32, one prompt of {tokens.shape[1]} tokens: the second answer to it against the first, prefill included in the "
-                f"first, median of {REPEATS}")
+    yield rates(
+        "generate.second-answer",
+        1 / median(taken["second"]),
+        1 / median(taken["first"]),
+        "answers/s",
+        None,
+        f"mini-teacher in fp32, one prompt of {tokens.shape[1]} tokens: the second answer to it against the "
+        f"first, prefill included in the "
+        f"first, median of {REPEATS}",
+    )
 
 
 @entry("generate.batch")
 def batch():
     lvm, rows = shipped("mini-teacher").to(default_device()), 32
     tokens = prompt(lvm, rows)
-    calls = {"together": lambda: complete_tokens(lvm, tokens, N), "one by one": lambda: [complete_tokens(lvm, row[None], N) for row in tokens]}
+    calls = {
+        "together": lambda: complete_tokens(lvm, tokens, N),
+        "one by one": lambda: [complete_tokens(lvm, row[None], N) for row in tokens],
+    }
     speed = {side: rows / min(taken) for side, taken in interleaved("generate.batch", calls, 3).items()}
-    yield rates("generate.batch", speed["together"], speed["one by one"], "answers/s", None,
-                f"mini-teacher in fp32, {rows} prompts of {tokens.shape[1]} tokens in one batch against one by one, best of 3")
+    yield rates(
+        "generate.batch",
+        speed["together"],
+        speed["one by one"],
+        "answers/s",
+        None,
+        f"mini-teacher in fp32, {rows} prompts of {tokens.shape[1]} tokens in one batch against one by one, "
+        f"best of 3",
+    )
 
 
 @entry("generate.speculative")
 def speculative():
     """Greedy, on real prompts: a draft is worth what the teacher would have written too."""
-    draft = next(name for name in DRAFTS if (paths.assets() / "models" / name / "config.json").is_file() or name == DRAFTS[-1])
+    draft = next(
+        name
+        for name in DRAFTS
+        if (paths.assets() / "models" / name / "config.json").is_file() or name == DRAFTS[-1]
+    )
     large, small = (shipped(name).to(default_device()) for name in ("mini-teacher", draft))
-    prompts = Scorer(Job("segmentation", prompts=4, split="val"), Tokenizer.from_pretrained("mini")).tokens[:, :-N].to(default_device())
+    prompts = (
+        Scorer(Job("segmentation", prompts=4, split="val"), Tokenizer.from_pretrained("mini"))
+        .tokens[:, :-N]
+        .to(default_device())
+    )
     kept = []
     for row in prompts:
         found, rate = speculate(large, small, row[None], N)
-        assert torch.equal(found, complete_tokens(large, row[None], N).tokens[0, 0].cpu()), "speculation changed a greedy answer"
+        assert torch.equal(found, complete_tokens(large, row[None], N).tokens[0, 0].cpu()), (
+            "speculation changed a greedy answer"
+        )
         kept.append(rate)
-    calls = {"ours": lambda: [speculate(large, small, row[None], N) for row in prompts],
-             "alone": lambda: [complete_tokens(large, row[None], N) for row in prompts]}  # fmt: skip
-    speed = {side: len(prompts) * N / min(taken) for side, taken in interleaved("generate.speculative", calls, 3).items()}
-    yield rates("generate.speculative", speed["ours"], speed["alone"], "tokens/s", None,
-                f"{draft} drafts four tokens for mini-teacher, fp32, against mini-teacher alone on {len(prompts)} segmentation prompts, greedy; "
-                f"{sum(kept) / len(kept):.0%} of the drafted tokens were kept; best of 3")
+    calls = {
+        "ours": lambda: [speculate(large, small, row[None], N) for row in prompts],
+        "alone": lambda: [complete_tokens(large, row[None], N) for row in prompts],
+    }
+    speed = {
+        side: len(prompts) * N / min(taken)
+        for side, taken in interleaved("generate.speculative", calls, 3).items()
+    }
+    yield rates(
+        "generate.speculative",
+        speed["ours"],
+        speed["alone"],
+        "tokens/s",
+        None,
+        f"{draft} drafts four tokens for mini-teacher, fp32, against mini-teacher alone on {len(prompts)} "
+        f"segmentation prompts, greedy; "
+        f"{sum(kept) / len(kept):.0%} of the drafted tokens were kept; best of 3",
+    )
 
 
 @entry("generate.constrained")
@@ -167,8 +271,21 @@ def constrained():
     lvm, tokenizer = shipped("mini-teacher").to(default_device()), Tokenizer.from_pretrained("mini")
     for i, task in enumerate(("segmentation", "pose", "derain")):
         scorer = Scorer(Job(task, prompts=50, split="val"), tokenizer)
-        skills = [scorer.rows(scorer.scores(picture(tokenizer, answer(lvm, scorer.tokens, N, constrained=c))), "", 0.0)[0] for c in (True, False)]
+        skills = [
+            scorer.rows(
+                scorer.scores(picture(tokenizer, answer(lvm, scorer.tokens, N, constrained=c))), "", 0.0
+            )[0]
+            for c in (True, False)
+        ]
         ours, theirs = (row["skill"] for row in skills)
         low, high = (skills[0][k] for k in ("skill_low", "skill_high"))
-        yield Row("generate.constrained" + (f"/{task}" if i else ""), ours, theirs, ours - theirs, "skill", None,
-                  f"mini-teacher's skill at {task}, 50 val prompts: constrained ({low:.2f} to {high:.2f}) against free; the ratio is the difference")
+        yield Row(
+            "generate.constrained" + (f"/{task}" if i else ""),
+            ours,
+            theirs,
+            ours - theirs,
+            "skill",
+            None,
+            f"mini-teacher's skill at {task}, 50 val prompts: constrained ({low:.2f} to {high:.2f}) against "
+            f"free; the ratio is the difference",
+        )

@@ -28,7 +28,11 @@ from lvmlab.utils.images import from_uint8
 from lvmlab.world import tasks
 from lvmlab.world.sentences import PAIRS, sentence
 
-TOKENS, SENTENCES, STEPS = 64, 4, 5  # tokens a picture; sentences of 8 pairs a step: 4096 tokens; steps measured
+TOKENS, SENTENCES, STEPS = (
+    64,
+    4,
+    5,
+)  # tokens a picture; sentences of 8 pairs a step: 4096 tokens; steps measured
 PICTURES, PROMPTS = 256, 50  # encoded for the speed and the share of equal tokens; answered for the skill
 LR = 1e-3
 
@@ -36,12 +40,16 @@ LR = 1e-3
 def plain_encode(net: VQGAN, images: Tensor, batch: int, tuned: bool = False) -> Tensor:
     """Pictures to tokens as one would write it: fp32, NCHW, the nearest code by `torch.cdist`.
 
-    tuned: with what torch offers, channels-last, inference mode, and bf16 autocast where the probe says it pays.
+    tuned: with what torch offers, channels-last, inference mode, and bf16 autocast where the probe says it
+        pays.
     """
     device, found = default_device(), []
     layout = torch.channels_last if tuned else torch.contiguous_format
     bf16 = tuned and precision() == "bf16"
-    with torch.inference_mode() if tuned else torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with (
+        torch.inference_mode() if tuned else torch.no_grad(),
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+    ):
         table = net.quantize.embedding.weight
         table = F.normalize(table, dim=-1) if net.config.cosine else table
         for part in images.split(batch):
@@ -52,21 +60,42 @@ def plain_encode(net: VQGAN, images: Tensor, batch: int, tuned: bool = False) ->
     return torch.cat(found).to(images.device)
 
 
-def encoding(name: str, tokenizer: Tokenizer, plain: VQGAN, images: Tensor, batch: int, repeats: int, of: str):
+def encoding(
+    name: str, tokenizer: Tokenizer, plain: VQGAN, images: Tensor, batch: int, repeats: int, of: str
+):
     """The two rows of a tokenizer's speed."""
     calls = {
         "ours": lambda: tokenizer.encode(images),
         "plain": lambda: plain_encode(plain, images, batch),
-        "stock": lambda: plain_encode(tokenizer.net, images, batch, tuned=True),  # the weights lie channels-last there
+        "stock": lambda: plain_encode(
+            tokenizer.net, images, batch, tuned=True
+        ),  # the weights lie channels-last there
     }
     speed = {side: len(images) / min(taken) for side, taken in interleaved(name, calls, repeats).items()}
     kind = f"{of}, {len(images)} pictures of {tokenizer.size} px in batches of {batch}, best of {repeats}"
-    yield rates(name, speed["ours"], speed["plain"], "images/s", 1.8,
-                f"Tokenizer.encode in {tokenizer.precision} against the same network in fp32, NCHW, torch.cdist; {kind}")
+    yield rates(
+        name,
+        speed["ours"],
+        speed["plain"],
+        "images/s",
+        1.8,
+        f"Tokenizer.encode in {tokenizer.precision} against the same network in fp32, NCHW, torch.cdist; "
+        f"{kind}",
+    )
     best = max(("plain", "stock"), key=speed.get)
-    setting = {"plain": "the plain loop, fp32 and NCHW", "stock": f"channels-last, inference mode, {precision()}, torch.cdist"}[best]
-    yield rates(f"{name}/best-stock", speed["ours"], speed[best], "images/s", None,
-                f"against the faster of the plain loop and channels-last in {precision()} (the probe's choice), both eager; here: {setting}")
+    setting = {
+        "plain": "the plain loop, fp32 and NCHW",
+        "stock": f"channels-last, inference mode, {precision()}, torch.cdist",
+    }[best]
+    yield rates(
+        f"{name}/best-stock",
+        speed["ours"],
+        speed[best],
+        "images/s",
+        None,
+        f"against the faster of the plain loop and channels-last in {precision()} (the probe's choice), both "
+        f"eager; here: {setting}",
+    )
 
 
 def plain_copy(tokenizer: Tokenizer) -> VQGAN:
@@ -76,7 +105,10 @@ def plain_copy(tokenizer: Tokenizer) -> VQGAN:
 def held_out_pictures(count: int) -> Tensor:
     """Test pictures of the trained tasks in turn, images and labels alike: float (count, 3, 64, 64)."""
     sentences = -(-count // (2 * PAIRS))
-    found = [sentence(tasks.TRAINED[i % len(tasks.TRAINED)], "test", i // len(tasks.TRAINED)).pictures() for i in range(sentences)]
+    found = [
+        sentence(tasks.TRAINED[i % len(tasks.TRAINED)], "test", i // len(tasks.TRAINED)).pictures()
+        for i in range(sentences)
+    ]
     return from_uint8(np.concatenate(found)[:count])
 
 
@@ -85,14 +117,29 @@ def encode_mini():
     name, trained = "tokenizer.encode.mini", (paths.assets() / "models" / "mini" / "config.json").is_file()
     tokenizer = Tokenizer.from_pretrained("mini") if trained else Tokenizer.from_preset("mini")
     plain, images = plain_copy(tokenizer), held_out_pictures(PICTURES)
-    of = "the shipped weights, test pictures" if trained else "fresh weights (none are shipped), test pictures"
+    of = (
+        "the shipped weights, test pictures" if trained else "fresh weights (none are shipped), test pictures"
+    )
     yield from encoding(name, tokenizer, plain, images, tokenizer.batch_size, 7, of)
     if not trained:
         return
-    equal = (tokenizer.encode(images) == plain_encode(plain, images, tokenizer.batch_size)).float().mean().item()
-    yield rates(f"{name}/equal", equal, 1.0, "share", 0.94,
-                f"share of tokens that Tokenizer.encode in {tokenizer.precision} has as the plain fp32 loop has them, {len(images)} test pictures")
-    shipped = [m for m in ("mini-teacher", "mini-student") if (paths.assets() / "models" / m / "config.json").is_file()]
+    equal = (
+        (tokenizer.encode(images) == plain_encode(plain, images, tokenizer.batch_size)).float().mean().item()
+    )
+    yield rates(
+        f"{name}/equal",
+        equal,
+        1.0,
+        "share",
+        0.94,
+        f"share of tokens that Tokenizer.encode in {tokenizer.precision} has as the plain fp32 loop has "
+        f"them, {len(images)} test pictures",
+    )
+    shipped = [
+        m
+        for m in ("mini-teacher", "mini-student")
+        if (paths.assets() / "models" / m / "config.json").is_file()
+    ]
     if shipped:
         yield skill(f"{name}/skill", shipped[0], tokenizer)
 
@@ -106,8 +153,12 @@ def skill(name: str, model: str, tokenizer: Tokenizer) -> Row:
         pictures = picture(fp32, answer(lvm, encoded(speaker, scorer.sentences), speaker.tokens))
         skills[which] = scorer.rows(scorer.scores(pictures), model, 0.0)[0]["skill"]
     ours, theirs = (float("nan") if v is None else v for v in skills.values())
-    what = (f"{model}'s skill at segmentation, {PROMPTS} validation prompts encoded in {tokenizer.precision} (auto) against fp32; the ratio is the "
-            f"absolute difference, the limit an upper one{' (auto is fp32 here: nothing is compared)' if tokenizer.precision == 'fp32' else ''}")
+    what = (
+        f"{model}'s skill at segmentation, {PROMPTS} validation prompts encoded in {tokenizer.precision} "
+        f"(auto) against fp32; the ratio is the "
+        f"absolute difference, the limit an upper "
+        f"one{' (auto is fp32 here: nothing is compared)' if tokenizer.precision == 'fp32' else ''}"
+    )
     return Row(name, ours, theirs, abs(ours - theirs), "skill", 0.01, what, "ratio, at most")
 
 
@@ -115,11 +166,21 @@ def skill(name: str, model: str, tokenizer: Tokenizer) -> Row:
 def encode_f16():
     tokenizer, batch = Tokenizer.from_preset("f16-8192"), 2
     images = torch.rand(batch, 3, tokenizer.size, tokenizer.size, generator=torch.Generator().manual_seed(0))
-    yield from encoding("tokenizer.encode.f16-8192", tokenizer, plain_copy(tokenizer), images, batch, 2, "fresh weights, noise")
+    yield from encoding(
+        "tokenizer.encode.f16-8192",
+        tokenizer,
+        plain_copy(tokenizer),
+        images,
+        batch,
+        2,
+        "fresh weights, noise",
+    )
 
 
 class Loop:
-    """A training loop of `transformers`' model as one would write it; with `tuned`, bf16 where the probe says so and fused AdamW."""
+    """A training loop of `transformers`' model as one would write it; with `tuned`, bf16 where the probe says
+    so and fused AdamW.
+    """
 
     def __init__(self, lvm: LVM, tuned: bool):
         self.device = default_device()
@@ -127,7 +188,9 @@ class Loop:
         options = {"fused": True} if tuned else {"foreach": False, "fused": False}
         self.optimizer = torch.optim.AdamW(self.llama.parameters(), lr=LR, **options)
         bf16 = tuned and precision() == "bf16"
-        self.autocast = (lambda: torch.autocast(self.device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
+        self.autocast = (
+            (lambda: torch.autocast(self.device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext
+        )
 
     def step(self, tokens: Tensor) -> float:
         """Seconds of one step on tokens (B, T), from host tokens to the loss on the host."""
@@ -151,9 +214,18 @@ def peak() -> float:
     return 2 * 2048**3 / min(interleaved("peak", {"peak": lambda: a @ b}, 10)["peak"])
 
 
-def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: int = PAIRS, n: int = TOKENS, sentences: int = SENTENCES,
-             sides: tuple[str, ...] = ("plain", "stock")):
-    """The rows of a shape's training step: the real loop of `lvmlab.training.loop`, which between its steps lets the others take theirs."""
+def training(
+    shape: str,
+    limit: float = 2.0,
+    share: float | None = None,
+    pairs: int = PAIRS,
+    n: int = TOKENS,
+    sentences: int = SENTENCES,
+    sides: tuple[str, ...] = ("plain", "stock"),
+):
+    """The rows of a shape's training step: the real loop of `lvmlab.training.loop`, which between its steps
+    lets the others take theirs.
+    """
     name, lvm = f"train.{shape}", LVM.from_shape(shape)
     loops = {side: Loop(lvm, tuned=side == "stock") for side in sides}
     length = 2 * pairs * n
@@ -162,12 +234,19 @@ def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: 
 
     def batch(step: int, part: int = 0, parts: int = 1) -> dict[str, Tensor]:
         rng = np.random.default_rng(step)
-        names = [str(name) for name in rng.choice(list(SHARES), sentences, p=np.array(list(SHARES.values())) / sum(SHARES.values()))]
+        names = [
+            str(name)
+            for name in rng.choice(
+                list(SHARES), sentences, p=np.array(list(SHARES.values())) / sum(SHARES.values())
+            )
+        ]
         tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(sentences, length)))
         return {"tokens": tokens, "weights": weights(names, pairs, n, Recipe(), {name: 2 for name in names})}
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
-        return model(batch["tokens"], batch["weights"], criterion=cross_entropy), {"items": float(batch["tokens"].numel())}
+        return model(batch["tokens"], batch["weights"], criterion=cross_entropy), {
+            "items": float(batch["tokens"].numel())
+        }
 
     with tempfile.TemporaryDirectory() as folder, tqdm(total=1 + STEPS, desc=name, leave=False) as bar:
 
@@ -185,21 +264,50 @@ def training(shape: str, limit: float = 2.0, share: float | None = None, pairs: 
 
     speed = {side: per_step / median(seconds) for side, seconds in taken.items()}
     kind = f"random tokens, sentences of {pairs} pairs, {per_step} tokens a step, median of {STEPS} steps taken in turn"
-    yield rates(name, speed["ours"], speed["plain"], "tokens/s", limit,
-                f"the loop of lvmlab.training.loop itself (weighted loss, {precision()}, fused AdamW, clipping; its own items a second, without log and "
-                f"checkpoint) against transformers' loss in fp32, AdamW neither fused nor foreach, clipping; {kind}")
+    yield rates(
+        name,
+        speed["ours"],
+        speed["plain"],
+        "tokens/s",
+        limit,
+        f"the loop of lvmlab.training.loop itself (weighted loss, {precision()}, fused AdamW, clipping; its "
+        f"own items a second, without log and "
+        f"checkpoint) against transformers' loss in fp32, AdamW neither fused nor foreach, clipping; {kind}",
+    )
     stock = "bf16 autocast" if precision() == "bf16" else "fp32 (the probe: bf16 is slower here)"
     best = max(loops, key=speed.get)
-    yield rates(f"{name}/best-stock", speed["ours"], speed[best], "tokens/s", None,
-                f"against transformers' loss in {stock} with fused AdamW, eager{'' if best == 'stock' else '; the plain loop was faster and counts'}")
+    yield rates(
+        f"{name}/best-stock",
+        speed["ours"],
+        speed[best],
+        "tokens/s",
+        None,
+        f"against transformers' loss in {stock} with fused AdamW, "
+        f"eager{'' if best == 'stock' else '; the plain loop was faster and counts'}",
+    )
     estimate, real = seconds_here(SHAPES[shape], length, per_step), median(taken["ours"])
-    yield Row(f"{name}/cost", estimate, real, max(estimate / real, real / estimate), "s a step", 1.2,
-              "lvmlab.training.cost's estimate of a step on this machine, from one layer and two, against that step; the ratio is of the larger to the other",
-              "ratio, at most")
+    yield Row(
+        f"{name}/cost",
+        estimate,
+        real,
+        max(estimate / real, real / estimate),
+        "s a step",
+        1.2,
+        "lvmlab.training.cost's estimate of a step on this machine, from one layer and two, against that "
+        "step; the ratio is of the larger to the other",
+        "ratio, at most",
+    )
     if share:
         flops, most = 3 * forward_flops(SHAPES[shape], length) * speed["ours"], peak()
-        yield rates(f"{name}/peak-share", flops / 1e9, most / 1e9, "GFLOPS", share,
-                    "FLOPs of the model's matrix products, attention counted, against a bf16 product of 2048 x 2048 matrices measured after it")
+        yield rates(
+            f"{name}/peak-share",
+            flops / 1e9,
+            most / 1e9,
+            "GFLOPS",
+            share,
+            "FLOPs of the model's matrix products, attention counted, against a bf16 product of 2048 x 2048 "
+            "matrices measured after it",
+        )
 
 
 @entry("train.mini-student")
@@ -227,8 +335,14 @@ def loss():
 def losses(row: str, name: str, tokens: int) -> Row:
     """The weighted loss from hidden states on, forward and backward, in bf16 where that is faster."""
     shape, device, rng = SHAPES[name], default_device(), torch.Generator().manual_seed(0)
-    hidden, head = (torch.randn(rows, shape.width, generator=rng).to(device).requires_grad_() for rows in (tokens, shape.vocab))
-    targets, weights = torch.randint(shape.vocab, (tokens,), generator=rng).to(device), torch.full((tokens,), 1 / tokens, device=device)
+    hidden, head = (
+        torch.randn(rows, shape.width, generator=rng).to(device).requires_grad_()
+        for rows in (tokens, shape.vocab)
+    )
+    targets, weights = (
+        torch.randint(shape.vocab, (tokens,), generator=rng).to(device),
+        torch.full((tokens,), 1 / tokens, device=device),
+    )
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
 
     def ours():
@@ -236,41 +350,92 @@ def losses(row: str, name: str, tokens: int) -> Row:
             cross_entropy(hidden, head, targets, weights).backward()
 
     def theirs():
-        each = F.linear_cross_entropy(hidden.to(dtype), head.to(dtype), targets, reduction="none", options=torch.nn.LinearCrossEntropyOptions())
+        each = F.linear_cross_entropy(
+            hidden.to(dtype),
+            head.to(dtype),
+            targets,
+            reduction="none",
+            options=torch.nn.LinearCrossEntropyOptions(),
+        )
         (each.float() * weights).sum().backward()
 
     taken = interleaved(row, {"ours": ours, "torch": theirs}, STEPS)
-    return rates(row, 1 / median(taken["ours"]), 1 / median(taken["torch"]), "losses/s", None,
-                 f"lvmlab.model.lvm.cross_entropy against torch's linear_cross_entropy in chunks, {tokens} tokens at the width and codes of {name}, "
-                 f"{str(dtype)[6:]}, forward and backward, median of {STEPS}")
+    return rates(
+        row,
+        1 / median(taken["ours"]),
+        1 / median(taken["torch"]),
+        "losses/s",
+        None,
+        f"lvmlab.model.lvm.cross_entropy against torch's linear_cross_entropy in chunks, {tokens} tokens at "
+        f"the width and codes of {name}, "
+        f"{str(dtype)[6:]}, forward and backward, median of {STEPS}",
+    )
 
 
 @entry("train.muon")
 def muon():
-    """The optimiser's step alone, on the matrices of mini-teacher and in the precision that training would take."""
+    """The optimiser's step alone, on the matrices of mini-teacher and in the precision that training would
+    take.
+    """
     found = {}
     for side in ("ours", "torch"):
-        matrices = [p.detach().clone().to(default_device()).requires_grad_() for p in LVM.from_shape("mini-teacher").hidden_matrices()]
+        matrices = [
+            p.detach().clone().to(default_device()).requires_grad_()
+            for p in LVM.from_shape("mini-teacher").hidden_matrices()
+        ]
         for i, p in enumerate(matrices):
             p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p.device)
         dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
-        found[side] = Muon(matrices, LR, dtype=dtype) if side == "ours" else torch.optim.Muon(matrices, LR, adjust_lr_fn="match_rms_adamw")
+        found[side] = (
+            Muon(matrices, LR, dtype=dtype)
+            if side == "ours"
+            else torch.optim.Muon(matrices, LR, adjust_lr_fn="match_rms_adamw")
+        )
     taken = interleaved("train.muon", {side: optimizer.step for side, optimizer in found.items()}, STEPS)
-    yield rates("train.muon", 1 / median(taken["ours"]), 1 / median(taken["torch"]), "steps/s", 1.0,
-                f"lvmlab.training.muon, matrices of one shape together in {precision()}, against torch.optim.Muon, one by one in bf16; median of {STEPS}")
+    yield rates(
+        "train.muon",
+        1 / median(taken["ours"]),
+        1 / median(taken["torch"]),
+        "steps/s",
+        1.0,
+        f"lvmlab.training.muon, matrices of one shape together in {precision()}, against torch.optim.Muon, "
+        f"one by one in bf16; median of {STEPS}",
+    )
 
 
 @entry("complete.answers")
 def answers():
-    """Eight sampled answers to each prompt: one prefill and one step a token, against `generate` on every answer by itself."""
+    """Eight sampled answers to each prompt: one prefill and one step a token, against `generate` on every
+    answer by itself.
+    """
     lvm, drawn, prompts = LVM.from_shape("mini-teacher").to(default_device()).eval(), 8, 16
-    tokens = torch.randint(lvm.vocab, (prompts, 7 * TOKENS), generator=torch.Generator().manual_seed(0)).to(default_device())
-    options = {"do_sample": True, "top_k": 0, "num_return_sequences": drawn, "max_new_tokens": TOKENS, "pad_token_id": 0}
+    tokens = torch.randint(lvm.vocab, (prompts, 7 * TOKENS), generator=torch.Generator().manual_seed(0)).to(
+        default_device()
+    )
+    options = {
+        "do_sample": True,
+        "top_k": 0,
+        "num_return_sequences": drawn,
+        "max_new_tokens": TOKENS,
+        "pad_token_id": 0,
+    }
     calls = {
-        "ours": lambda: complete_tokens(lvm, tokens, TOKENS, sample=True, answers=drawn, generator=torch.Generator().manual_seed(0)),
+        "ours": lambda: complete_tokens(
+            lvm, tokens, TOKENS, sample=True, answers=drawn, generator=torch.Generator().manual_seed(0)
+        ),
         "generate": lambda: lvm.llama.generate(tokens, attention_mask=torch.ones_like(tokens), **options),
     }
-    rate = {side: prompts * drawn * TOKENS / min(taken) for side, taken in interleaved("complete.answers", calls, 3).items()}
-    yield rates("complete.answers", rate["ours"], rate["generate"], "tokens/s", 1.0,
-                f"complete_tokens against transformers' generate(num_return_sequences={drawn}), fresh weights of mini-teacher in fp32, {prompts} "
-                f"prompts of {tokens.shape[1]} tokens, {drawn} answers of {TOKENS} tokens each, best of 3")
+    rate = {
+        side: prompts * drawn * TOKENS / min(taken)
+        for side, taken in interleaved("complete.answers", calls, 3).items()
+    }
+    yield rates(
+        "complete.answers",
+        rate["ours"],
+        rate["generate"],
+        "tokens/s",
+        1.0,
+        f"complete_tokens against transformers' generate(num_return_sequences={drawn}), fresh weights of "
+        f"mini-teacher in fp32, {prompts} "
+        f"prompts of {tokens.shape[1]} tokens, {drawn} answers of {TOKENS} tokens each, best of 3",
+    )

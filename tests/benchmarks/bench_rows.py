@@ -45,7 +45,9 @@ class Row:
 
     def record(self) -> dict:
         """As plain JSON: numbers to five significant digits, None where there is none."""
-        plain = {k: _plain(v) if isinstance(v, float) else v for k, v in asdict(self).items() if k != "judged"}
+        plain = {
+            k: _plain(v) if isinstance(v, float) else v for k, v in asdict(self).items() if k != "judged"
+        }
         return plain | {"ok": self.ok, "where": where()}
 
 
@@ -58,20 +60,35 @@ def entry(name: str):
 
     def register(measure: Callable[[], Iterator[Row]]):
         if name in ENTRIES or "/" in name:
-            raise ValueError(f"the name {name!r} is taken or holds a slash: rows of one entry are told apart by what follows it")
+            raise ValueError(
+                f"the name {name!r} is taken or holds a slash: rows of one entry are told apart by what "
+                f"follows it"
+            )
         ENTRIES[name] = measure
         return measure
 
     return register
 
 
-def rates(name: str, ours: float, theirs: float, unit: str, limit: float | None, what: str, judged: str = "ratio, at least") -> Row:
+def rates(
+    name: str,
+    ours: float,
+    theirs: float,
+    unit: str,
+    limit: float | None,
+    what: str,
+    judged: str = "ratio, at least",
+) -> Row:
     """A row of two rates, more being better."""
     return Row(name, ours, theirs, ours / theirs, unit, limit, what, judged)
 
 
-def interleaved(desc: str, calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call, ``repeats`` of them: a, b, a, b, ..., so that what else the machine does strikes all alike."""
+def interleaved(
+    desc: str, calls: dict[str, Callable[[], object]], repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each call, ``repeats`` of them: a, b, a, b, ..., so that what else the machine does strikes
+    all alike.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for i in tqdm(range(warmup + repeats), desc=desc, leave=False):
         for name, call in calls.items():
@@ -84,7 +101,9 @@ def interleaved(desc: str, calls: dict[str, Callable[[], object]], repeats: int,
 
 
 def rendered_by(job: tuple) -> int:
-    """Renders a job of lvmlab.data.store and returns the process that did: shows which workers of a pool are warm."""
+    """Renders a job of lvmlab.data.store and returns the process that did: shows which workers of a pool are
+    warm.
+    """
     from lvmlab.data.mini_world import render as rendered
 
     rendered(job)

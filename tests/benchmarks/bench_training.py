@@ -1,4 +1,6 @@
-"""Entries of the engine: a step with a teacher against one without, memory of a large step, trainings killed and gone on with."""
+"""Entries of the engine: a step with a teacher against one without, memory of a large step, trainings killed
+and gone on with.
+"""
 
 import os
 import random
@@ -36,35 +38,84 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) /
 
 @entry("kd.cached")
 def distilling():
-    """Steps of mini-student on the same sentences: alone, from mini-teacher's cache, and from mini-teacher itself."""
-    student, teacher, rng = LVM.from_shape("mini-student").to(default_device()), LVM.from_pretrained("mini-teacher"), np.random.default_rng(0)
+    """Steps of mini-student on the same sentences: alone, from mini-teacher's cache, and from mini-teacher
+    itself.
+    """
+    student, teacher, rng = (
+        LVM.from_shape("mini-student").to(default_device()),
+        LVM.from_pretrained("mini-teacher"),
+        np.random.default_rng(0),
+    )
 
     def random_sentences(step: int, part: int, parts: int) -> dict:
         tokens = torch.from_numpy(rng.integers(student.vocab, size=(SENTENCES, LENGTH)))
-        return {"tokens": tokens, "read": tokens, "weights": torch.ones(tokens.shape), "tasks": ["segmentation"] * SENTENCES}
+        return {
+            "tokens": tokens,
+            "read": tokens,
+            "weights": torch.ones(tokens.shape),
+            "tasks": ["segmentation"] * SENTENCES,
+        }
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = freeze(Path(temporary), random_sentences, SENTENCES, {})
-        sources = {"plain": Frozen(folder, 8, 0), "cached": Frozen(folder, 8, 0, teacher=write_cache(folder, teacher, progress=False))}
+        sources = {
+            "plain": Frozen(folder, 8, 0),
+            "cached": Frozen(folder, 8, 0, teacher=write_cache(folder, teacher, progress=False)),
+        }
         optimizer = torch.optim.AdamW(student.parameters(), fused=default_device().type in ("cpu", "cuda"))
         numbers = iter(range(10**6))
 
         def step(side: str) -> None:
             batch = sources["cached" if side == "cached" else "plain"](next(numbers), 0, 1)
-            word = batch.get("word") if side == "cached" else said(teacher, batch["read"]) if side == "online" else None
+            word = (
+                batch.get("word")
+                if side == "cached"
+                else said(teacher, batch["read"])
+                if side == "online"
+                else None
+            )
             with torch.autocast(default_device().type, torch.bfloat16, enabled=precision() == "bf16"):
-                loss = student(batch["tokens"], batch["weights"], criterion=criterion(Objective(), word) if word else cross_entropy)
+                loss = student(
+                    batch["tokens"],
+                    batch["weights"],
+                    criterion=criterion(Objective(), word) if word else cross_entropy,
+                )
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
-        taken = {side: median(seconds) for side, seconds in
-                 interleaved("kd.cached", {side: lambda side=side: step(side) for side in ("plain", "cached", "online")}, STEPS).items()}
-    kind = (f"seconds of a step of mini-student on 8 sentences of {LENGTH} tokens ({precision()}, fused AdamW), median of {STEPS} taken in turn, "
-            "against one alone")
-    yield Row("kd.cached", taken["cached"], taken["plain"], taken["cached"] / taken["plain"], "s", 1.15,
-              f"with mini-teacher's word of all 1024 codes from its cache in 8 bits; {kind}", "ratio, at most")
-    yield Row("kd.cached/online", taken["online"], taken["plain"], taken["online"] / taken["plain"], "s", None, f"with mini-teacher itself; {kind}")
+        taken = {
+            side: median(seconds)
+            for side, seconds in interleaved(
+                "kd.cached",
+                {side: lambda side=side: step(side) for side in ("plain", "cached", "online")},
+                STEPS,
+            ).items()
+        }
+    kind = (
+        f"seconds of a step of mini-student on 8 sentences of {LENGTH} tokens ({precision()}, fused AdamW), "
+        f"median of {STEPS} taken in turn, "
+        "against one alone"
+    )
+    yield Row(
+        "kd.cached",
+        taken["cached"],
+        taken["plain"],
+        taken["cached"] / taken["plain"],
+        "s",
+        1.15,
+        f"with mini-teacher's word of all 1024 codes from its cache in 8 bits; {kind}",
+        "ratio, at most",
+    )
+    yield Row(
+        "kd.cached/online",
+        taken["online"],
+        taken["plain"],
+        taken["online"] / taken["plain"],
+        "s",
+        None,
+        f"with mini-teacher itself; {kind}",
+    )
 
 
 @entry("train.300m")
@@ -74,10 +125,22 @@ def large():
     found = {}
     for side in ("lean", "plain"):
         more = env if side == "lean" else dict(os.environ)
-        found[side] = float(subprocess.run([sys.executable, "-c", STEP, side], check=True, capture_output=True, text=True, env=more).stdout)
-    yield Row("train.300m/memory", found["lean"], found["plain"], found["lean"] / found["plain"], "MB", None,
-              "peak resident memory of one step on 2048 tokens: bf16 autocast, activation checkpointing and an allocator that gives memory back, "
-              "against fp32 with neither")
+        found[side] = float(
+            subprocess.run(
+                [sys.executable, "-c", STEP, side], check=True, capture_output=True, text=True, env=more
+            ).stdout
+        )
+    yield Row(
+        "train.300m/memory",
+        found["lean"],
+        found["plain"],
+        found["lean"] / found["plain"],
+        "MB",
+        None,
+        "peak resident memory of one step on 2048 tokens: bf16 autocast, activation checkpointing and an "
+        "allocator that gives memory back, "
+        "against fp32 with neither",
+    )
 
 
 @entry("train.resumed")
@@ -95,8 +158,16 @@ def resumed():
             t.killed(folder, random.randrange(6, 22))
             t.run(folder)
             good += max(abs(r["loss"] - whole[r["step"]]) for r in read_log(folder)) < 2e-6
-    yield Row("train.resumed", float(good), float(KILLS), good / KILLS, "trainings", 1.0,
-              f"trainings killed by SIGKILL at a random step that went on to the losses of one that was not, of {KILLS}")
+    yield Row(
+        "train.resumed",
+        float(good),
+        float(KILLS),
+        good / KILLS,
+        "trainings",
+        1.0,
+        f"trainings killed by SIGKILL at a random step that went on to the losses of one that was not, of "
+        f"{KILLS}",
+    )
 
 
 __all__ = ["distilling", "large", "resumed"]

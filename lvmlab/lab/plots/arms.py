@@ -1,4 +1,6 @@
-"""Figures of a study's arms: every seed a dot, means with their 95 % t intervals over seeds; and their curves."""
+"""Figures of a study's arms: every seed a dot, means with their 95 % t intervals over seeds; and their
+curves.
+"""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,17 +8,33 @@ from matplotlib.figure import Figure
 from lvmlab.lab.plots.tokenizer import _axes
 from lvmlab.lab.studies.common import across_seeds, final_losses, skills
 
-COLOURS = {"segmentation": "#0072b2", "selection": "#56b4e9", "pose": "#d55e00", "derain": "#009e73", "motion": "#cc79a7",
-           "linear": "#0072b2", "attentive": "#d55e00", "fashion": "#009e73"}  # tasks, and the kinds of probes
-LABELS = {"loss": "cross entropy of the answer, nats a token", "skill": "skill (0: best floor)", "accuracy": "accuracy of the answer's tokens"}
+COLOURS = {
+    "segmentation": "#0072b2",
+    "selection": "#56b4e9",
+    "pose": "#d55e00",
+    "derain": "#009e73",
+    "motion": "#cc79a7",
+    "linear": "#0072b2",
+    "attentive": "#d55e00",
+    "fashion": "#009e73",
+}  # tasks, and the kinds of probes
+LABELS = {
+    "loss": "cross entropy of the answer, nats a token",
+    "skill": "skill (0: best floor)",
+    "accuracy": "accuracy of the answer's tokens",
+}
 
 
 def arms_chart(records: dict[str, dict], titles: dict[str, str], what: str = "loss") -> Figure:
     """One panel a task, one line an arm. titles: {task: title}. what: "loss", "skill" or "accuracy"."""
-    figure, axes = _axes(1, len(titles), max(6.0, 3.2 * len(titles)), 1.4 + 0.3 * len(records), sharey=True, squeeze=False)
+    figure, axes = _axes(
+        1, len(titles), max(6.0, 3.2 * len(titles)), 1.4 + 0.3 * len(records), sharey=True, squeeze=False
+    )
     for axis, (task, title) in zip(axes[0], titles.items(), strict=True):
         for place, record in enumerate(records.values()):
-            values = {"loss": final_losses, "skill": skills}.get(what, lambda r, t: final_losses(r, t, what))(record, task)
+            values = {"loss": final_losses, "skill": skills}.get(what, lambda r, t: final_losses(r, t, what))(
+                record, task
+            )
             mean, low, high = across_seeds(values)
             axis.plot(values, np.full(len(values), place) + 0.14, "o", ms=4, color=COLOURS[task], alpha=0.5)
             error = [[mean - low], [high - mean]] if len(values) > 1 else None
@@ -29,14 +47,22 @@ def arms_chart(records: dict[str, dict], titles: dict[str, str], what: str = "lo
     return figure
 
 
-def differences_chart(found: dict[str, dict[str, tuple[float, float, float]]], label: str, height: float = 0.55) -> Figure:
-    """{task: {line: (mean, low, high)}} as intervals about zero, one colour a task; ``height`` of a line in inches."""
+def differences_chart(
+    found: dict[str, dict[str, tuple[float, float, float]]], label: str, height: float = 0.55
+) -> Figure:
+    """{task: {line: (mean, low, high)}} as intervals about zero, one colour a task; ``height`` of a line in
+    inches.
+    """
     lines = list(next(iter(found.values())))
     figure, axis = _axes(1, 1, 7.2, 1.4 + height * len(lines))
-    for shift, (task, of) in zip(np.linspace(-0.25, 0.25, len(found)) * (len(found) > 1), found.items(), strict=True):
+    for shift, (task, of) in zip(
+        np.linspace(-0.25, 0.25, len(found)) * (len(found) > 1), found.items(), strict=True
+    ):
         mean, low, high = np.array([of[line] for line in lines]).T
         places, colour = np.arange(len(lines)) + shift, COLOURS.get(task)
-        axis.errorbar(mean, places, xerr=[mean - low, high - mean], fmt="s", ms=5, capsize=4, color=colour, label=task)
+        axis.errorbar(
+            mean, places, xerr=[mean - low, high - mean], fmt="s", ms=5, capsize=4, color=colour, label=task
+        )
     axis.axvline(0, color="grey", lw=1)
     axis.set(yticks=range(len(lines)), yticklabels=lines, xlabel=label)
     axis.invert_yaxis()

@@ -1,4 +1,6 @@
-"""The failure gallery: the worst answers of each task, by its own score. What a model cannot do yet is found here first."""
+"""The failure gallery: the worst answers of each task, by its own score. What a model cannot do yet is found
+here first.
+"""
 
 import json
 from pathlib import Path
@@ -14,7 +16,9 @@ from lvmlab.tokenizer.tokenizer import Tokenizer
 
 
 def worst(scores: np.ndarray, sources: list[str], count: int) -> list[int]:
-    """The prompts of the lowest scores, lowest first, one a source: a hard photograph must not fill the gallery."""
+    """The prompts of the lowest scores, lowest first, one a source: a hard photograph must not fill the
+    gallery.
+    """
     found, seen = [], set()
     for index in np.argsort(scores, kind="stable"):
         if sources[index] not in seen:
@@ -23,17 +27,29 @@ def worst(scores: np.ndarray, sources: list[str], count: int) -> list[int]:
     return found[:count]
 
 
-def gallery(lvm: LVM, name: str, tokenizer: Tokenizer, jobs: list[Job], folder: str | Path, count: int = 4) -> Image.Image:
-    """The ``count`` worst answers of each job that `evaluate` has finished in ``folder``. Raises FileNotFoundError for one it has not."""
+def gallery(
+    lvm: LVM, name: str, tokenizer: Tokenizer, jobs: list[Job], folder: str | Path, count: int = 4
+) -> Image.Image:
+    """The ``count`` worst answers of each job that `evaluate` has finished in ``folder``. Raises
+    FileNotFoundError for one it has not.
+    """
     blocks, fingerprint = [], lvm.fingerprint()
     for job in jobs:
         path = part_path(folder, name, fingerprint, tokenizer, job)
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no answers of {name} to {job.task}: run `python -m lvmlab evaluate` first")
+            raise FileNotFoundError(
+                f"{folder} holds no answers of {name} to {job.task}: run `python -m lvmlab evaluate` first"
+            )
         part, asked = json.loads(path.read_text()), prompts(job)
         chosen = worst(np.array(part["scores"]), [s.pairs[-1].source for s in asked], count)
         answers = picture(tokenizer, torch.tensor([part["tokens"][i] for i in chosen]))
         metric = part["rows"][0]["metric"]
         scored = ", ".join(f"{part['scores'][i]:.2f}" for i in chosen)
-        blocks.append((f"{job.task}: the worst of {job.prompts}, {metric} {scored}", [asked[i] for i in chosen], [{"answer": a} for a in answers]))
+        blocks.append(
+            (
+                f"{job.task}: the worst of {job.prompts}, {metric} {scored}",
+                [asked[i] for i in chosen],
+                [{"answer": a} for a in answers],
+            )
+        )
     return sheet(blocks)

@@ -13,24 +13,36 @@ def _font(size: int):
     return ImageFont.load_default(size)
 
 
-def strip(prompt: Sentence, answers: dict[str, np.ndarray], scale: int = 1) -> tuple[Image.Image, list[tuple[str, int, int]]]:
-    """One prompt in a row, and its column groups (name, first x, last x): examples, query, an answer each, truth."""
+def strip(
+    prompt: Sentence, answers: dict[str, np.ndarray], scale: int = 1
+) -> tuple[Image.Image, list[tuple[str, int, int]]]:
+    """One prompt in a row, and its column groups (name, first x, last x): examples, query, an answer each,
+    truth.
+    """
     pictures = [("examples", p) for pair in prompt.pairs[:-1] for p in (pair.image, pair.label)]
     query = prompt.pairs[-1]
     pictures += [("query", query.image), *((name, a) for name, a in answers.items()), ("truth", query.label)]
     size = query.image.shape[0] * scale
-    row = Image.new("RGB", (len(pictures) * (size + 2 * GAP), size), "white")  # cut where its last picture ends
+    row = Image.new(
+        "RGB", (len(pictures) * (size + 2 * GAP), size), "white"
+    )  # cut where its last picture ends
     columns, x, before = [], 0, "examples"
     for name, picture in pictures:
         if name != before:
             x, before = x + GAP, name
         row.paste(Image.fromarray(np.ascontiguousarray(picture)).resize((size, size), Image.NEAREST), (x, 0))
-        columns = columns[:-1] + [(name, columns[-1][1], x + size)] if columns and columns[-1][0] == name else [*columns, (name, x, x + size)]
+        columns = (
+            columns[:-1] + [(name, columns[-1][1], x + size)]
+            if columns and columns[-1][0] == name
+            else [*columns, (name, x, x + size)]
+        )
         x += size + GAP
     return row.crop((0, 0, x - GAP, size)), columns
 
 
-def sheet(blocks: list[tuple[str, list[Sentence], list[dict[str, np.ndarray]]]], columns: int = 2, scale: int = 1) -> Image.Image:
+def sheet(
+    blocks: list[tuple[str, list[Sentence], list[dict[str, np.ndarray]]]], columns: int = 2, scale: int = 1
+) -> Image.Image:
     """Titled blocks of prompts: for each (title, prompts, answers by name) ``columns`` prompts a line."""
     font, small = _font(15), _font(11)
     rendered = []
@@ -46,7 +58,13 @@ def sheet(blocks: list[tuple[str, list[Sentence], list[dict[str, np.ndarray]]]],
         for c in range(min(columns, len(rows))):
             for name, left, right in rows[0][1]:
                 colour = TRUTH if name == "truth" else INK if name in ("examples", "query") else ANSWER
-                pen.text((EDGE + c * (width + 3 * EDGE) + (left + right) / 2, y + 28), name, colour, small, anchor="ma")
+                pen.text(
+                    (EDGE + c * (width + 3 * EDGE) + (left + right) / 2, y + 28),
+                    name,
+                    colour,
+                    small,
+                    anchor="ma",
+                )
         y += 44
         for i, (row, _) in enumerate(rows):
             page.paste(row, (EDGE + i % columns * (width + 3 * EDGE), y + i // columns * (row.height + GAP)))

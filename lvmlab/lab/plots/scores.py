@@ -11,13 +11,41 @@ def table(rows: list[dict], title: str = "") -> str:
     grid = Table(title=title or None, show_edge=False, pad_edge=False, box=None, header_style="bold")
     for name in ("model", "task", "setting", "condition"):
         grid.add_column(name)
-    for name in ("k", "metric", "score", "95 % interval", "ceiling", "best floor", "skill", "95 % interval", "prompts", "sources"):
+    for name in (
+        "k",
+        "metric",
+        "score",
+        "95 % interval",
+        "ceiling",
+        "best floor",
+        "skill",
+        "95 % interval",
+        "prompts",
+        "sources",
+    ):
         grid.add_column(name, justify="left" if name == "metric" else "right")
     for r in rows:
         floor = f"{r['floors'][r['best_floor']]:.3g} ({r['best_floor']})"
-        skill = ("-", "-") if r["skill"] is None else (f"{r['skill']:.2f}", f"{r['skill_low']:.2f}..{r['skill_high']:.2f}")
-        grid.add_row(r["model"], r["task"], r["setting"], r["condition"], str(r["examples"]), r["metric"], f"{r['score']:.3f}",
-                     f"{r['low']:.3f}..{r['high']:.3f}", f"{r['ceiling']:.3f}", floor, *skill, str(r["prompts"]), str(r["sources"]))
+        skill = (
+            ("-", "-")
+            if r["skill"] is None
+            else (f"{r['skill']:.2f}", f"{r['skill_low']:.2f}..{r['skill_high']:.2f}")
+        )
+        grid.add_row(
+            r["model"],
+            r["task"],
+            r["setting"],
+            r["condition"],
+            str(r["examples"]),
+            r["metric"],
+            f"{r['score']:.3f}",
+            f"{r['low']:.3f}..{r['high']:.3f}",
+            f"{r['ceiling']:.3f}",
+            floor,
+            *skill,
+            str(r["prompts"]),
+            str(r["sources"]),
+        )
     return text(grid)
 
 
@@ -66,7 +94,14 @@ def examples_chart(rows: list[dict], axis=None):
         mine = sorted((r for r in rows if r["task"] == name), key=lambda r: r["examples"])
         x, y = [r["examples"] for r in mine], [r["skill"] for r in mine]
         (line,) = axis.plot(x, y, marker="o", label=name)
-        axis.fill_between(x, [r["skill_low"] for r in mine], [r["skill_high"] for r in mine], color=line.get_color(), alpha=0.15, lw=0)
+        axis.fill_between(
+            x,
+            [r["skill_low"] for r in mine],
+            [r["skill_high"] for r in mine],
+            color=line.get_color(),
+            alpha=0.15,
+            lw=0,
+        )
     axis.axhline(0, color="black", lw=1)
     axis.set_xlabel("examples in the prompt")
     axis.set_ylabel("skill")

@@ -1,4 +1,6 @@
-"""What tokens are and carry, a training as it goes, and VQ beside FSQ. Each function draws on white and returns the figure."""
+"""What tokens are and carry, a training as it goes, and VQ beside FSQ. Each function draws on white and
+returns the figure.
+"""
 
 import io
 import time
@@ -19,7 +21,9 @@ COLOURS = {"tokens": "#1f77b4", "mean colours": "#b0b0b0", "vq": "#1f77b4", "fsq
 def _axes(rows: int, columns: int, width: float, height: float, **options):
     import matplotlib.pyplot as plt
 
-    return plt.subplots(rows, columns, figsize=(width, height), facecolor="white", layout="constrained", dpi=80, **options)
+    return plt.subplots(
+        rows, columns, figsize=(width, height), facecolor="white", layout="constrained", dpi=80, **options
+    )
 
 
 def _show(axis, picture: Tensor, title: str = "") -> None:
@@ -51,7 +55,9 @@ def token_picture(tokenizer: Tokenizer, picture: Tensor) -> Figure:
     _show(axes[2], tokenizer.decode(tokens)[0], "decoded from the tokens")
     for i, token in enumerate(tokens[0].tolist()):
         y, x = divmod(i, g)
-        axes[1].text((x + 0.5) * side - 0.5, (y + 0.5) * side - 0.5, token, ha="center", va="center", fontsize=6.5)
+        axes[1].text(
+            (x + 0.5) * side - 0.5, (y + 0.5) * side - 0.5, token, ha="center", va="center", fontsize=6.5
+        )
     for line in np.arange(1, g) * side - 0.5:
         axes[1].axhline(line, color="white", lw=0.8)
         axes[1].axvline(line, color="white", lw=0.8)
@@ -59,7 +65,9 @@ def token_picture(tokenizer: Tokenizer, picture: Tensor) -> Figure:
 
 
 def one_token(tokenizer: Tokenizer, tokens: Tensor, position: int, code: int) -> Figure:
-    """Tokens (N,) decoded as they are and with one of them replaced; the difference, in grey levels of 255, beside them."""
+    """Tokens (N,) decoded as they are and with one of them replaced; the difference, in grey levels of 255,
+    beside them.
+    """
     changed = tokens.clone()
     changed[position] = code
     before, after = tokenizer.decode(torch.stack([tokens, changed]))
@@ -81,7 +89,12 @@ def reach_map(relative: np.ndarray) -> Figure:
 
     figure, axis = _axes(1, 1, 4.6, 3.8)
     half = relative.shape[0] // 2
-    drawn = axis.imshow(np.maximum(relative, 1e-4), cmap="magma", norm=LogNorm(), extent=(-half - 0.5, half + 0.5, half + 0.5, -half - 0.5))
+    drawn = axis.imshow(
+        np.maximum(relative, 1e-4),
+        cmap="magma",
+        norm=LogNorm(),
+        extent=(-half - 0.5, half + 0.5, half + 0.5, -half - 0.5),
+    )
     axis.add_patch(_rectangle((-0.5, -0.5), 1))
     axis.set(xlabel="tokens to the right", ylabel="tokens below", title="how far one token reaches")
     axis.set(xticks=range(1 - half, half, 2), yticks=range(1 - half, half, 2))
@@ -90,7 +103,9 @@ def reach_map(relative: np.ndarray) -> Figure:
 
 
 def codebook_sheet(tokenizer: Tokenizer, use: Use, columns: int = 32) -> Figure:
-    """Every code as the picture made of nothing else (half a cell at its middle), the most used first; the first dead one is framed."""
+    """Every code as the picture made of nothing else (half a cell at its middle), the most used first; the
+    first dead one is framed.
+    """
     g, size, order = tokenizer.grid, tokenizer.size, np.argsort(-use.counts, kind="stable")
     pictures = tokenizer.decode(torch.from_numpy(order)[:, None].expand(-1, tokenizer.tokens))
     half = max(1, size // g // 4)
@@ -114,10 +129,20 @@ def use_curves(uses: dict[str, Use]) -> Figure:
     for name, use in uses.items():
         counts = np.sort(use.counts)[::-1]
         label = f"{NAMES.get(name, name)}: {use.share:.0%} used, perplexity {use.perplexity:.0f}"
-        axis.plot(np.arange(1, len(counts) + 1), np.where(counts > 0, counts / counts.sum(), np.nan), label=label, lw=2.5 if name == "all" else 1.5)
+        axis.plot(
+            np.arange(1, len(counts) + 1),
+            np.where(counts > 0, counts / counts.sum(), np.nan),
+            label=label,
+            lw=2.5 if name == "all" else 1.5,
+        )
     axis.axhline(1 / len(counts), color="grey", ls="--", lw=1)
     axis.text(len(counts), 1 / len(counts), "all alike", ha="right", va="bottom", fontsize=8, color="grey")
-    axis.set(yscale="log", xlabel="code, the most used first", ylabel="share of the tokens", title="which codes are used")
+    axis.set(
+        yscale="log",
+        xlabel="code, the most used first",
+        ylabel="share of the tokens",
+        title="which codes are used",
+    )
     axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -134,7 +159,10 @@ def carries_chart(rows: list[dict]) -> Figure:
             error = [[r["score"] - r["low"] for r in part], [r["high"] - r["score"] for r in part]]
             axis.bar(x, heights, 0.38, yerr=error, capsize=4, color=COLOURS[code], label=f"as {code}")
             for at, r in zip(x, part, strict=True):
-                ink, text = "white" if code == "tokens" else "black", f"{r['score']:.2f}" if own else f"{r['score']:.1f}"
+                ink, text = (
+                    "white" if code == "tokens" else "black",
+                    f"{r['score']:.2f}" if own else f"{r['score']:.1f}",
+                )
                 axis.text(at, 0.02 * axis.get_ylim()[1], text, ha="center", fontsize=8, color=ink)
         labels = [f"{k}\n{next(r['metric'] for r in mine if r['kind'] == k)}" if own else k for k in kinds]
         axis.set_xticks(range(len(kinds)), labels)
@@ -160,7 +188,9 @@ def photograph_chart(tokenizer: Tokenizer, names: list[str], pictures: Tensor) -
     bars.barh(range(len(names)), values[order], color=COLOURS["tokens"])
     bars.set_yticks(range(len(names)), [names[i].removeprefix("gcompris-") for i in order], fontsize=7.5)
     bars.axvline(values.mean(), color="black", lw=1, ls="--", label=f"mean {values.mean():.1f} dB")
-    bars.set(xlabel="PSNR (dB) after the round trip", xlim=(0, 1.4 * values.max()), ylim=(-0.7, len(names) - 0.3))
+    bars.set(
+        xlabel="PSNR (dB) after the round trip", xlim=(0, 1.4 * values.max()), ylim=(-0.7, len(names) - 0.3)
+    )
     bars.legend(frameon=False, fontsize=8, loc="lower right")
     for row, (i, which) in zip(axes, ((order[-1], "best"), (order[0], "worst")), strict=True):
         _show(row[1], pictures[i], f"{which}:\n{names[i].split('-')[-1]}")
@@ -179,9 +209,11 @@ def picture_rows(rows: dict[str, Tensor]) -> Figure:
 
 
 class LiveLoss:
-    """A plot of a training that redraws itself in a notebook: pass it as ``on_log``. Outside a notebook it only collects.
+    """A plot of a training that redraws itself in a notebook: pass it as ``on_log``. Outside a notebook it
+    only collects.
 
-    steps: of the whole training, for the axis. every: seconds between two drawings. items: what a batch holds. `log` holds the
+    steps: of the whole training, for the axis. every: seconds between two drawings. items: what a batch
+        holds. `log` holds the
     records; `close` draws them for the last time.
     """
 
@@ -218,8 +250,13 @@ class LiveLoss:
         left, right = (*figure.subplots(1, 1 + pictures, squeeze=False)[0], None)[:2]
         last = self.log[-1]
         left.plot([r["step"] for r in self.log], [r.get("mean_loss", r["loss"]) for r in self.log])
-        left.set(xlabel="step", ylabel="loss", yscale="log" if pictures else "linear", xlim=(0, self.steps),
-                 title=f"step {last['step'] + 1} of {self.steps}, {last['seconds']:.0f} s, {last['items_per_second']:.0f} {self.items} a second")
+        left.set(
+            xlabel="step",
+            ylabel="loss",
+            yscale="log" if pictures else "linear",
+            xlim=(0, self.steps),
+            title=f"step {last['step'] + 1} of {self.steps}, {last['seconds']:.0f} s, {last['items_per_second']:.0f} {self.items} a second",
+        )
         left.title.set_fontsize(10)
         if pictures:
             self._scores(right)
@@ -262,6 +299,11 @@ def curves_chart(record: dict) -> Figure:
     for row in record["result"]:
         label = row["quantiser"].upper() if row["seed"] == 0 else None
         axis.plot(*zip(*row["curve"], strict=True), color=COLOURS[row["quantiser"]], alpha=0.7, label=label)
-    axis.set(xlabel="step", ylabel="loss on training pictures", yscale="log", title="VQ starts unquantised, then meets its codebook")
+    axis.set(
+        xlabel="step",
+        ylabel="loss on training pictures",
+        yscale="log",
+        title="VQ starts unquantised, then meets its codebook",
+    )
     axis.legend(frameon=False)
     return figure

@@ -1,4 +1,6 @@
-"""Figures of pre-training: what each further example is worth, how loss falls with size and tokens, and whether skill follows."""
+"""Figures of pre-training: what each further example is worth, how loss falls with size and tokens, and
+whether skill follows.
+"""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,15 +14,21 @@ from lvmlab.lab.studies.scaling import law, points, predicted
 
 
 def examples_chart(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """{task: (losses (B, pictures - 1, n) of `evaluate.picture_losses`, sources (B,))}: a label's loss by the number of examples before it.
+    """{task: (losses (B, pictures - 1, n) of `evaluate.picture_losses`, sources (B,))}: a label's loss by the
+    number of examples before it.
 
-    Of the whole label, of its first row of tokens, whose colours nothing but an example can tell, and of the inputs, which no example
+    Of the whole label, of its first row of tokens, whose colours nothing but an example can tell, and of the
+    inputs, which no example
     foretells. Bands are 95 % bootstraps over sources.
     """
     figure, axes = _axes(1, len(found), 2.6 * len(found), 3.4, sharey=True, squeeze=False)
     for axis, (task, (losses, sources)) in zip(axes[0], found.items(), strict=True):
         row = round(losses.shape[2] ** 0.5)
-        lines = ((losses[:, ::2], 0, "o-", COLOURS[task]), (losses[:, ::2, :row], 0, "s:", COLOURS[task]), (losses[:, 1::2], 1, "-", "grey"))
+        lines = (
+            (losses[:, ::2], 0, "o-", COLOURS[task]),
+            (losses[:, ::2, :row], 0, "s:", COLOURS[task]),
+            (losses[:, 1::2], 1, "-", "grey"),
+        )
         for part, first, style, colour in lines:
             mean, low, high = _bootstrapped(part.mean(2), sources)
             shown = np.arange(part.shape[1]) + first
@@ -32,7 +40,14 @@ def examples_chart(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     axes[0, 0].set_ylabel("cross entropy, nats a token")
     kinds = (("black", "-", "o"), ("black", ":", "s"), ("grey", "-", ""))
     keys = [Line2D([], [], color=colour, ls=line, marker=mark) for colour, line, mark in kinds]
-    figure.legend(keys, ["label", "its first row of tokens", "input"], loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        keys,
+        ["label", "its first row of tokens", "input"],
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
     return figure
 
 
@@ -42,7 +57,9 @@ def _bootstrapped(part: np.ndarray, sources: np.ndarray) -> np.ndarray:
 
 
 def scaling_chart(records: dict[str, dict]) -> Figure:
-    """Loss against tokens, one line a size, seeds as dots, and the fitted law dashed; and skill against loss, one dot a training."""
+    """Loss against tokens, one line a size, seeds as dots, and the fitted law dashed; and skill against loss,
+    one dot a training.
+    """
     figure, axes = _axes(1, 2, 9.2, 3.6)
     every = points(records)
     fit = law(every)
@@ -56,11 +73,18 @@ def scaling_chart(records: dict[str, dict]) -> Figure:
         smooth = np.geomspace(budgets[0], budgets[-1], 40)
         axes[0].plot(smooth / 1e6, predicted(fit, found[0, 0], smooth), "--", lw=1, color=colour)
         axes[1].plot(found[:, 2], found[:, 3], "o", ms=5, alpha=0.8, color=colour, label=name)
-    axes[0].set(xlabel="tokens, millions", ylabel="cross entropy, nats a token", xscale="log", title="loss; dashed: the fitted law")
+    axes[0].set(
+        xlabel="tokens, millions",
+        ylabel="cross entropy, nats a token",
+        xscale="log",
+        title="loss; dashed: the fitted law",
+    )
     marks = np.unique(every[:, 1]) / 1e6
     axes[0].set_xticks(marks, [f"{mark:.1f}" for mark in marks])
     axes[0].set_xticks([], minor=True)
-    axes[1].set(xlabel="cross entropy, nats a token", ylabel="skill, mean of the tasks", title="skill against loss")
+    axes[1].set(
+        xlabel="cross entropy, nats a token", ylabel="skill, mean of the tasks", title="skill against loss"
+    )
     for axis in axes:
         axis.title.set_fontsize(10)
         axis.grid(alpha=0.3)

@@ -1,4 +1,6 @@
-"""Experiments, one file each, kept as runs by `lvmlab.lab.runs`: each has a STUDY, its name, and compute(config); what they share is in `common`."""
+"""Experiments, one file each, kept as runs by `lvmlab.lab.runs`: each has a STUDY, its name, and
+compute(config); what they share is in `common`.
+"""
 
 import importlib
 import pkgutil

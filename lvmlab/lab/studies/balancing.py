@@ -1,10 +1,14 @@
 """Does augmentation balance a long tail? DeLVM's section 3.2 and figures 2 and 3, on mini-world with one.
 
-    python -m lvmlab.lab.studies.balancing [--scale smoke]    # every arm and seed that is not stored; goes on where it was stopped
+    python -m lvmlab.lab.studies.balancing [--scale smoke]    # every arm and seed that is not stored; goes on
+    where it was stopped
 
-Much segmentation, little derain, and pose of few pairs from few bodies on few photographs. Every arm trains the same small model from the
-same seeds on as many tokens at a constant learning rate; what differs is which task the next sentence is of, and from which rows it is made.
-mini-world itself varies crop and place when a pair is rendered; a pair that is rendered once and kept is one pair, as in a data set.
+Much segmentation, little derain, and pose of few pairs from few bodies on few photographs. Every arm trains
+the same small model from the
+same seeds on as many tokens at a constant learning rate; what differs is which task the next sentence is of,
+and from which rows it is made.
+mini-world itself varies crop and place when a pair is rendered; a pair that is rendered once and kept is one
+pair, as in a data set.
 """
 
 import functools
@@ -38,7 +42,9 @@ SHOWN = 3  # first val prompts of each task whose answers are kept, of the first
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to balance. full: as many real pairs of every task as of segmentation, from all sources: what augmentation stands in for."""
+    """A way to balance. full: as many real pairs of every task as of segmentation, from all sources: what
+    augmentation stands in for.
+    """
 
     mixture: Mixture
     full: bool = False
@@ -49,12 +55,18 @@ ARMS = {
     "natural, augmented": Arm(Mixture("mixture", weights=PAIRS)),
     "balanced": Arm(Mixture("resampled", weights=EVEN)),
     "balanced, augmented": Arm(Mixture("mixture", weights=EVEN)),
-    "balanced, 10 copies": Arm(Mixture("mixture", weights=EVEN, copies=10)),  # the paper's mixture: some of both
+    "balanced, 10 copies": Arm(
+        Mixture("mixture", weights=EVEN, copies=10)
+    ),  # the paper's mixture: some of both
     "balanced, 3 copies": Arm(Mixture("mixture", weights=EVEN, copies=3)),
     "balanced, real data": Arm(Mixture("resampled", weights=EVEN), full=True),
     "sequential: segmentation, derain, pose": Arm(Mixture("sequential", order=TASKS)),
-    "sequential: pose, segmentation, derain": Arm(Mixture("sequential", order=("pose", "segmentation", "derain"))),
-    "sequential: derain, pose, segmentation": Arm(Mixture("sequential", order=("derain", "pose", "segmentation"))),
+    "sequential: pose, segmentation, derain": Arm(
+        Mixture("sequential", order=("pose", "segmentation", "derain"))
+    ),
+    "sequential: derain, pose, segmentation": Arm(
+        Mixture("sequential", order=("derain", "pose", "segmentation"))
+    ),
     "replay 5 %": Arm(Mixture("replay", order=TASKS, replay=0.05)),
     "replay 20 %": Arm(Mixture("replay", order=TASKS, replay=0.20)),
 }
@@ -62,7 +74,9 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A scale of the study. shrink divides the pairs of every task; curve: how often each task's loss is taken in a training."""
+    """A scale of the study. shrink divides the pairs of every task; curve: how often each task's loss is
+    taken in a training.
+    """
 
     steps: int = 2000
     tokens: int = 2048
@@ -75,18 +89,34 @@ class Setting:
 
     def pairs(self, task: str, full: bool) -> tuple[int, int]:
         """Groups, and pairs a group, of a task: groups of 15 or 16 share an encoding."""
-        wanted, group = PAIRS["segmentation" if full else task] // self.shrink, 16 if task == "segmentation" else 15
+        wanted, group = (
+            PAIRS["segmentation" if full else task] // self.shrink,
+            16 if task == "segmentation" else 15,
+        )
         return max(1, wanted // group), group
 
 
-SCALES = {"smoke": Setting(steps=100, tokens=1024, shrink=10, prompts=8, curve=2, precision="fp32"), "study": Setting()}
+SCALES = {
+    "smoke": Setting(steps=100, tokens=1024, shrink=10, prompts=8, curve=2, precision="fp32"),
+    "study": Setting(),
+}
 
 
 def config(arm: str, setting: Setting, split: str = "val") -> dict:
     """All that decides an arm's outcome: what its run is named by. split: that it is scored on."""
     tokenizer = Tokenizer.from_pretrained("mini", device="cpu").fingerprint
-    return {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "shape": asdict(MICRO), "tokenizer": tokenizer,
-            "pairs": PAIRS, "few": FEW, "copies": COPIES, "split": split}
+    return {
+        "version": VERSION,
+        "arm": arm,
+        **asdict(ARMS[arm]),
+        "setting": asdict(setting),
+        "shape": asdict(MICRO),
+        "tokenizer": tokenizer,
+        "pairs": PAIRS,
+        "few": FEW,
+        "copies": COPIES,
+        "split": split,
+    }
 
 
 def store(setting: Setting, full: bool) -> Path:
@@ -100,66 +130,137 @@ def store(setting: Setting, full: bool) -> Path:
     return folder
 
 
-def arm(name: str, setting: Setting, split: str = "val", *, again: bool = False, compiled: bool = False) -> dict:
-    """The stored run of an arm, or a new one. split: "val" to choose by; "test" once, for the arm that was chosen. compiled: see `train_lvm`."""
-    return runs.run(STUDY, config(name, setting, split), functools.partial(compute, compiled=compiled), again=again)
+def arm(
+    name: str, setting: Setting, split: str = "val", *, again: bool = False, compiled: bool = False
+) -> dict:
+    """The stored run of an arm, or a new one. split: "val" to choose by; "test" once, for the arm that was
+    chosen. compiled: see `train_lvm`.
+    """
+    return runs.run(
+        STUDY, config(name, setting, split), functools.partial(compute, compiled=compiled), again=again
+    )
 
 
 def compute(wanted: dict, compiled: bool = False) -> list[dict]:
-    """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the evaluation, losses, answers}."""
+    """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the
+    evaluation, losses, answers}.
+    """
     setting, chosen = Setting(**wanted["setting"]), ARMS[wanted["arm"]]
     data, tokenizer = store(setting, chosen.full), Tokenizer.from_pretrained("mini")
-    asked = {split: common.scorers(TASKS, setting.prompts, split, tokenizer) for split in {"val", wanted["split"]}}
+    asked = {
+        split: common.scorers(TASKS, setting.prompts, split, tokenizer) for split in {"val", wanted["split"]}
+    }
     # one training serves both splits; its curve is always val's
     folder = paths.cache() / "studies" / runs.key(STUDY, wanted | {"split": "val"})
-    return [common.kept(folder / f"seed-{seed}" / f"{wanted['split']}.json",
-                        lambda seed=seed: _train(wanted, setting, chosen, seed, data, asked, folder / f"seed-{seed}", compiled))
-            for seed in range(setting.seeds)]  # fmt: skip
+    return [
+        common.kept(
+            folder / f"seed-{seed}" / f"{wanted['split']}.json",
+            lambda seed=seed: _train(
+                wanted, setting, chosen, seed, data, asked, folder / f"seed-{seed}", compiled
+            ),
+        )
+        for seed in range(setting.seeds)
+    ]
 
 
-def _train(wanted: dict, setting: Setting, chosen: Arm, seed: int, data: Path, asked: dict[str, common.Scorers], folder: Path,
-           compiled: bool) -> dict:
+def _train(
+    wanted: dict,
+    setting: Setting,
+    chosen: Arm,
+    seed: int,
+    data: Path,
+    asked: dict[str, common.Scorers],
+    folder: Path,
+    compiled: bool,
+) -> dict:
     print(f"{wanted['arm']}, seed {seed}")
     recipe = Recipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=chosen.mixture)
-    # every arm of a seed begins with the same weights; the rate stays, for where it falls the last task would be learned least
-    training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr, warmup=max(1, setting.steps // 20), optimizer="muon", seed=seed,
-                           precision=setting.precision, log_every=max(1, setting.steps // setting.curve), save_every=max(1, setting.steps // 10))
+    # every arm of a seed begins with the same weights; the rate stays, for where it falls the last task would
+    # be learned least
+    training = TrainConfig(
+        steps=setting.steps,
+        lr=setting.lr,
+        min_lr=setting.lr,
+        warmup=max(1, setting.steps // 20),
+        optimizer="muon",
+        seed=seed,
+        precision=setting.precision,
+        log_every=max(1, setting.steps // setting.curve),
+        save_every=max(1, setting.steps // 10),
+    )
     codebook = next(iter(asked["val"].values())).tokenizer.net.quantize.table().cpu()
-    log = train_lvm(data, folder, shape=MICRO, config=training, recipe=recipe, codebook=codebook, compiled=compiled,
-                    on_log=lambda record, lvm: record.update(losses=common.losses(lvm, asked["val"], CURVE)))
-    found = common.scored(load_lvm(folder), asked[wanted["split"]], name=wanted["arm"], shown=SHOWN if seed == 0 else 0)
-    return {"seed": seed, "seconds": log[-1]["seconds"], "device": log[0]["device"], "precision": precision(setting.precision),
-            "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log], **found}
+    log = train_lvm(
+        data,
+        folder,
+        shape=MICRO,
+        config=training,
+        recipe=recipe,
+        codebook=codebook,
+        compiled=compiled,
+        on_log=lambda record, lvm: record.update(losses=common.losses(lvm, asked["val"], CURVE)),
+    )
+    found = common.scored(
+        load_lvm(folder), asked[wanted["split"]], name=wanted["arm"], shown=SHOWN if seed == 0 else 0
+    )
+    return {
+        "seed": seed,
+        "seconds": log[-1]["seconds"],
+        "device": log[0]["device"],
+        "precision": precision(setting.precision),
+        "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log],
+        **found,
+    }
 
 
 def realised(record: dict) -> dict[str, float]:
     """The share of sentences that each task had in fact, over the whole training and all seeds."""
-    points = [point["shares"] for row in record["result"] for point in row["curve"][1:]]  # the first is of one batch
+    points = [
+        point["shares"] for row in record["result"] for point in row["curve"][1:]
+    ]  # the first is of one batch
     return {task: float(np.mean([shares.get(task, 0.0) for shares in points])) for task in TASKS}
 
 
 def best(records: dict[str, dict]) -> str:
-    """The scheme of least mean cross entropy over the tasks, of those that need no other data and keep no order."""
+    """The scheme of least mean cross entropy over the tasks, of those that need no other data and keep no
+    order.
+    """
     schemes = [name for name in records if not ARMS[name].full and not ARMS[name].mixture.order]
-    return min(schemes, key=lambda name: np.mean([final_losses(records[name], task).mean() for task in TASKS]))
+    return min(
+        schemes, key=lambda name: np.mean([final_losses(records[name], task).mean() for task in TASKS])
+    )
 
 
-def effects(records: dict[str, dict], task: str, value: Callable[[dict, str], np.ndarray] = final_losses) -> dict[str, tuple[float, float, float]]:
-    """What sampling and augmentation do to a task, each apart from the other: (mean, low, high), 95 % t intervals over paired seeds.
+def effects(
+    records: dict[str, dict], task: str, value: Callable[[dict, str], np.ndarray] = final_losses
+) -> dict[str, tuple[float, float, float]]:
+    """What sampling and augmentation do to a task, each apart from the other: (mean, low, high), 95 % t
+    intervals over paired seeds.
 
-    The 2x2 of {natural, balanced} x {plain, augmented}: an effect is the mean of its two differences; the interaction is how much more
-    augmentation does when the tasks are balanced. Arms of a seed begin with the same weights, so the differences are taken by seed.
+    The 2x2 of {natural, balanced} x {plain, augmented}: an effect is the mean of its two differences; the
+    interaction is how much more
+    augmentation does when the tasks are balanced. Arms of a seed begin with the same weights, so the
+    differences are taken by seed.
     """
     natural, grown, even, both = (value(records[name], task) for name in list(ARMS)[:4])
-    return {"sampling": across_seeds((even - natural + both - grown) / 2), "augmentation": across_seeds((grown - natural + both - even) / 2),
-            "interaction": across_seeds(both - even - grown + natural)}
+    return {
+        "sampling": across_seeds((even - natural + both - grown) / 2),
+        "augmentation": across_seeds((grown - natural + both - even) / 2),
+        "interaction": across_seeds(both - even - grown + natural),
+    }
 
 
 def main() -> None:
     parser = common.parser(__doc__, SCALES, "arms")
-    parser.add_argument("--split", choices=("val", "test"), default="val", help="that is scored: test once, for the arm chosen on val")
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        default="val",
+        help="that is scored: test once, for the arm chosen on val",
+    )
     args = parser.parse_args()
-    found = common.shipped(args.arms or ARMS, lambda name: arm(name, SCALES[args.scale], args.split, compiled=args.compiled))
+    found = common.shipped(
+        args.arms or ARMS, lambda name: arm(name, SCALES[args.scale], args.split, compiled=args.compiled)
+    )
     print(common.table(found, TASKS))
 
 

@@ -1,4 +1,6 @@
-"""What the studies share: scores of one training on fixed prompts, rows kept as they are finished, intervals over seeds, captions."""
+"""What the studies share: scores of one training on fixed prompts, rows kept as they are finished, intervals
+over seeds, captions.
+"""
 
 import argparse
 import json
@@ -29,10 +31,26 @@ def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParse
     return made
 
 
-def main(doc: str, scales: dict, what: str, names: Iterable[str], one: Callable[..., dict], say: Callable[[dict], object]) -> None:
-    """The command line of a study: computes what is not stored, part by part, ships it and prints what there is to ``say`` of all."""
+def main(
+    doc: str,
+    scales: dict,
+    what: str,
+    names: Iterable[str],
+    one: Callable[..., dict],
+    say: Callable[[dict], object],
+) -> None:
+    """The command line of a study: computes what is not stored, part by part, ships it and prints what there
+    is to ``say`` of all.
+    """
     args = parser(doc, scales, what).parse_args()
-    print(say(shipped(getattr(args, what) or names, lambda name: one(name, scales[args.scale], compiled=args.compiled))))
+    print(
+        say(
+            shipped(
+                getattr(args, what) or names,
+                lambda name: one(name, scales[args.scale], compiled=args.compiled),
+            )
+        )
+    )
 
 
 def shipped(names: Iterable[str], one: Callable[[str], dict]) -> dict[str, dict]:
@@ -54,7 +72,9 @@ def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def kept(path: Path, compute: Callable[[], dict]) -> dict:
-    """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was stopped goes on so."""
+    """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was
+    stopped goes on so.
+    """
     if not path.exists():
         row = compute()
         write_file(path, json.dumps(row))
@@ -63,23 +83,32 @@ def kept(path: Path, compute: Callable[[], dict]) -> dict:
 
 def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer) -> Scorers:
     """The first prompts of each task, after three examples."""
-    return {task: evaluate.Scorer(evaluate.Job(task, prompts=prompts, split=split), tokenizer) for task in tasks}
+    return {
+        task: evaluate.Scorer(evaluate.Job(task, prompts=prompts, split=split), tokenizer) for task in tasks
+    }
 
 
 def losses(lvm: LVM, asked: Scorers, first: int | None = None) -> dict[str, float]:
     """Cross entropy of the answers to the ``first`` prompts (None: all), in nats a token: a point of a curve."""
-    return {task: float(evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens)[0].mean()) for task, scorer in asked.items()}
+    return {
+        task: float(evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens)[0].mean())
+        for task, scorer in asked.items()
+    }
 
 
 def scored(lvm: LVM, asked: Scorers, *, name: str = "", shown: int = 0) -> dict:
-    """{scores: rows of the evaluation, losses: {task: cross entropy, accuracy, perplexities}, answers: tokens to the ``shown`` first prompts}."""
+    """{scores: rows of the evaluation, losses: {task: cross entropy, accuracy, perplexities}, answers: tokens
+    to the ``shown`` first prompts}.
+    """
     scores, final, answers = [], {}, {}
     for task, scorer in asked.items():
         tokenizer = scorer.tokenizer
         tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens)
         answers[task] = tokens[:shown].tolist()
         row = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), name, 0.0)[0]
-        scores.append({k: row[k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")})
+        scores.append(
+            {k: row[k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")}
+        )
         cost, right = evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens)
         final[task] = evaluate.perplexities(cost) | {"accuracy": float(right.mean())}
     return {"scores": scores, "losses": final, "answers": answers}
@@ -102,19 +131,25 @@ def markdown(*lines: Sequence[str]) -> str:
 
 
 def table(records: dict[str, dict], tasks: Sequence[str]) -> str:
-    """A line an arm, in Markdown: cross entropy of each task's answers in nats a token, with its 95 % t interval over seeds, and the mean skill."""
+    """A line an arm, in Markdown: cross entropy of each task's answers in nats a token, with its 95 % t
+    interval over seeds, and the mean skill.
+    """
     lines = [["arm", *(cell for task in tasks for cell in (f"{task}: nats (95 %)", "skill"))]]
     for name, record in records.items():
         lines.append([name])
         for task in tasks:
             told = task in record["result"][0]["losses"]  # else it is an arm of a single task
-            lines[-1] += ["{:.2f} ({:.2f} to {:.2f})".format(*across_seeds(final_losses(record, task))) if told else "",
-                          f"{skills(record, task).mean():.2f}" if told else ""]
+            lines[-1] += [
+                "{:.2f} ({:.2f} to {:.2f})".format(*across_seeds(final_losses(record, task))) if told else "",
+                f"{skills(record, task).mean():.2f}" if told else "",
+            ]
     return markdown(*lines)
 
 
 def answers(record: dict, task: str) -> torch.Tensor:
-    """The first seed's answers to the first prompts: tokens (shown, answers, N), as `lvmlab.evaluation.scoring.picture` draws them."""
+    """The first seed's answers to the first prompts: tokens (shown, answers, N), as
+    `lvmlab.evaluation.scoring.picture` draws them.
+    """
     return torch.tensor(record["result"][0]["answers"][task])
 
 
@@ -124,8 +159,16 @@ def provenance(records: dict[str, dict]) -> str:
     first, commits = next(iter(records.values())), sorted({record["commit"] for record in records.values()})
     setting = first["config"]["setting"]
     precisions = ", ".join(sorted({row.get("precision", "fp32") for row in rows}))
-    sizes = sorted({row["tokens"] for row in rows if "tokens" in row} or {setting["steps"] * setting.get("tokens", setting.get("batch"))})
-    read = " to ".join(f"{n:,}" for n in sizes[:: max(1, len(sizes) - 1)]) + (" tokens" if "tokens" in setting else " pictures")
-    return (f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {read} a "
-            f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit {', '.join(commits)}, "
-            f"torch {first['versions']['torch']}")
+    sizes = sorted(
+        {row["tokens"] for row in rows if "tokens" in row}
+        or {setting["steps"] * setting.get("tokens", setting.get("batch"))}
+    )
+    read = " to ".join(f"{n:,}" for n in sizes[:: max(1, len(sizes) - 1)]) + (
+        " tokens" if "tokens" in setting else " pictures"
+    )
+    return (
+        f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {read} a "
+        f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit "
+        f"{', '.join(commits)}, "
+        f"torch {first['versions']['torch']}"
+    )

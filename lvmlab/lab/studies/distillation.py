@@ -1,9 +1,12 @@
 """What does a small student gain from a large teacher? DeLVM's section 3.3 and figure 4, with `mini-teacher`.
 
-    python -m lvmlab.lab.studies.distillation [--scale smoke] [ARM ...]    # every arm and seed that is not stored; goes on where it was stopped
+    python -m lvmlab.lab.studies.distillation [--scale smoke] [ARM ...]    # every arm and seed that is not
+    stored; goes on where it was stopped
 
-Every arm trains from the same seeds on the same frozen sentences, each read once, at a learning rate chosen for it on val; what differs is
-what the student is held to. One arm has no teacher and as much compute as the teacher's passes cost; one pair is of a single task.
+Every arm trains from the same seeds on the same frozen sentences, each read once, at a learning rate chosen
+for it on val; what differs is
+what the student is held to. One arm has no teacher and as much compute as the teacher's passes cost; one pair
+is of a single task.
 """
 
 import functools
@@ -31,12 +34,16 @@ from lvmlab.world import tasks
 STUDY, VERSION = "distillation", 1
 TEACHER, LRS = "mini-teacher", (2e-3, 4e-3, 8e-3)
 SMALL = Shape(80, 4, 2, 216, bias=True)  # 0.46M parameters
-SHOWN, CURVE = 3, 32  # first val prompts of each task whose answers are kept, of the first seed; prompts that the curves are of
+SHOWN, CURVE = (
+    3,
+    32,
+)  # first val prompts of each task whose answers are kept, of the first seed; prompts that the curves are of
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What a student is held to. objective: None is cross entropy alone. only: a single task, whose teacher was tuned to it.
+    """What a student is held to. objective: None is cross entropy alone. only: a single task, whose teacher
+    was tuned to it.
     times: so many times the tokens, drawn afresh."""
 
     objective: Objective | None = None
@@ -46,19 +53,35 @@ class Arm:
 
 
 ARMS = {
-    "alone": Arm(), "smoothing": Arm(Objective("smoothing")), "forward": Arm(Objective("forward")), "reverse": Arm(Objective("reverse")),
-    "js": Arm(Objective("js")), "skew": Arm(Objective("skew")), "hidden": Arm(Objective("hidden")), "own": Arm(Objective("own")),
-    "forward, T 2": Arm(Objective("forward", temperature=2.0)), "forward, T 4": Arm(Objective("forward", temperature=4.0)),
-    "pose, alone": Arm(only="pose"), "pose, forward": Arm(Objective("forward"), only="pose"),
-    "small, alone": Arm(shape=SMALL), "small, forward": Arm(Objective("forward"), shape=SMALL),
-    "alone, the teacher's compute too": Arm(times=3.5),  # a teacher of 7.76M reads a token at 2 x 7.76 MFLOP, the student learns it at 6 x 1.05
-}  # fmt: skip
-SCREENED, KEPT = ("reverse", "js", "skew", "hidden", "own"), 2  # other objectives, and how many of them are trained in full
+    "alone": Arm(),
+    "smoothing": Arm(Objective("smoothing")),
+    "forward": Arm(Objective("forward")),
+    "reverse": Arm(Objective("reverse")),
+    "js": Arm(Objective("js")),
+    "skew": Arm(Objective("skew")),
+    "hidden": Arm(Objective("hidden")),
+    "own": Arm(Objective("own")),
+    "forward, T 2": Arm(Objective("forward", temperature=2.0)),
+    "forward, T 4": Arm(Objective("forward", temperature=4.0)),
+    "pose, alone": Arm(only="pose"),
+    "pose, forward": Arm(Objective("forward"), only="pose"),
+    "small, alone": Arm(shape=SMALL),
+    "small, forward": Arm(Objective("forward"), shape=SMALL),
+    "alone, the teacher's compute too": Arm(
+        times=3.5
+    ),  # a teacher of 7.76M reads a token at 2 x 7.76 MFLOP, the student learns it at 6 x 1.05
+}
+SCREENED, KEPT = (
+    ("reverse", "js", "skew", "hidden", "own"),
+    2,
+)  # other objectives, and how many of them are trained in full
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A scale of the study. groups: of 16 pairs tokenised for each task. tune: steps of the trainings that choose the learning rate."""
+    """A scale of the study. groups: of 16 pairs tokenised for each task. tune: steps of the trainings that
+    choose the learning rate.
+    """
 
     steps: int = 2000
     tokens: int = 2048
@@ -71,13 +94,29 @@ class Setting:
     precision: str = "auto"
 
 
-SCALES = {"smoke": Setting(steps=60, tokens=1024, groups=20, prompts=8, curve=2, tune=20, teacher_steps=10, precision="fp32"), "study": Setting()}
+SCALES = {
+    "smoke": Setting(
+        steps=60, tokens=1024, groups=20, prompts=8, curve=2, tune=20, teacher_steps=10, precision="fp32"
+    ),
+    "study": Setting(),
+}
 
 
 def config(arm: str, setting: Setting) -> dict:
     """All that decides an arm's outcome: what its run is named by."""
-    tokenizer, teacher = Tokenizer.from_pretrained("mini", device="cpu").fingerprint, LVM.from_pretrained(TEACHER, device="cpu").fingerprint()
-    return {"version": VERSION, "arm": arm, **asdict(ARMS[arm]), "setting": asdict(setting), "tokenizer": tokenizer, "teacher": teacher, "lrs": LRS}
+    tokenizer, teacher = (
+        Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
+        LVM.from_pretrained(TEACHER, device="cpu").fingerprint(),
+    )
+    return {
+        "version": VERSION,
+        "arm": arm,
+        **asdict(ARMS[arm]),
+        "setting": asdict(setting),
+        "tokenizer": tokenizer,
+        "teacher": teacher,
+        "lrs": LRS,
+    }
 
 
 def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:
@@ -87,7 +126,11 @@ def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = Fa
 
 def recipe(setting: Setting, only: str | None) -> Recipe:
     """Sentences of four pairs; those of a single task where one is named."""
-    return Recipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=Mixture("resampled", weights={only: 1.0} if only else SHARES))
+    return Recipe(
+        tokens=setting.tokens,
+        phases=((1.0, 4),),
+        mixture=Mixture("resampled", weights={only: 1.0} if only else SHARES),
+    )
 
 
 def store(groups: int) -> Path:
@@ -110,15 +153,37 @@ def teacher(setting: Setting, only: str | None, data: Path) -> LVM:
     if only is None:
         return LVM.from_pretrained(TEACHER)
     folder = paths.cache() / "studies" / STUDY / f"teacher-{only}-{setting.teacher_steps}-{setting.groups}"
-    tuning = TrainConfig(steps=setting.teacher_steps, lr=5e-4, min_lr=2e-5, warmup=setting.teacher_steps // 20, optimizer="muon", seed=7,
-                         precision=setting.precision, save_every=100)
-    train_lvm(data, folder, shape=TEACHER, config=tuning, recipe=recipe(setting, only), start=paths.assets() / "models" / TEACHER)
+    tuning = TrainConfig(
+        steps=setting.teacher_steps,
+        lr=5e-4,
+        min_lr=2e-5,
+        warmup=setting.teacher_steps // 20,
+        optimizer="muon",
+        seed=7,
+        precision=setting.precision,
+        save_every=100,
+    )
+    train_lvm(
+        data,
+        folder,
+        shape=TEACHER,
+        config=tuning,
+        recipe=recipe(setting, only),
+        start=paths.assets() / "models" / TEACHER,
+    )
     return load_lvm(folder)
 
 
 def tuning(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:
-    """The stored run that chooses an arm's learning rate, by the val losses of short trainings at each of LRS, or a new one."""
-    return runs.run(STUDY, config(name, setting) | {"part": "tuning"}, functools.partial(tune, compiled=compiled), again=again)
+    """The stored run that chooses an arm's learning rate, by the val losses of short trainings at each of
+    LRS, or a new one.
+    """
+    return runs.run(
+        STUDY,
+        config(name, setting) | {"part": "tuning"},
+        functools.partial(tune, compiled=compiled),
+        again=again,
+    )
 
 
 def lowest(record: dict) -> tuple[float, float]:
@@ -140,31 +205,64 @@ class Trainings:
     compiled: bool
 
     def __post_init__(self):
-        self.setting, self.arm, self.tokenizer = Setting(**self.wanted["setting"]), ARMS[self.wanted["arm"]], Tokenizer.from_pretrained("mini")
+        self.setting, self.arm, self.tokenizer = (
+            Setting(**self.wanted["setting"]),
+            ARMS[self.wanted["arm"]],
+            Tokenizer.from_pretrained("mini"),
+        )
         self.data, self.listed = sentences(self.setting, self.arm.only)
-        self.asked = common.scorers((self.arm.only,) if self.arm.only else tasks.TRAINED, self.setting.prompts, "val", self.tokenizer)
+        self.asked = common.scorers(
+            (self.arm.only,) if self.arm.only else tasks.TRAINED, self.setting.prompts, "val", self.tokenizer
+        )
         word = self.arm.objective.teacher if self.arm.objective else "none"
         self.master = teacher(self.setting, self.arm.only, self.data) if word != "none" else None
         self.cached = write_cache(self.listed, self.master) if word == "logits" else None
         self.folder = paths.cache() / "studies" / runs.key(STUDY, self.wanted)
 
     def train(self, name: str, seed: int, steps: int, lr: float) -> dict:
-        """{seed, lr, seconds, device, curve: [{step, TASK: cross entropy}]} of one training, whose model lies in the folder ``name``."""
+        """{seed, lr, seconds, device, curve: [{step, TASK: cross entropy}]} of one training, whose model lies
+        in the folder ``name``.
+        """
         print(f"{self.wanted['arm']}, {name}")
         setting, fresh = self.setting, self.arm.times > 1
         frozen = Frozen(self.listed, max(1, setting.tokens // 512), seed, teacher=self.cached)
-        training = TrainConfig(steps=steps, lr=lr, min_lr=lr / 30, warmup=max(1, steps // 20), optimizer="muon", seed=seed,
-                               precision=setting.precision, log_every=max(1, steps // setting.curve), save_every=max(1, steps // 10))
-        log = train_lvm(self.data if fresh else frozen, self.folder / name, shape=self.arm.shape, config=training,
-                        recipe=recipe(setting, self.arm.only), compiled=self.compiled, codebook=self.tokenizer.net.quantize.table().cpu(),
-                        teacher=None if self.cached else self.master, objective=self.arm.objective,
-                        on_log=lambda record, lvm: record.update(losses=common.losses(lvm, self.asked, CURVE)))
+        training = TrainConfig(
+            steps=steps,
+            lr=lr,
+            min_lr=lr / 30,
+            warmup=max(1, steps // 20),
+            optimizer="muon",
+            seed=seed,
+            precision=setting.precision,
+            log_every=max(1, steps // setting.curve),
+            save_every=max(1, steps // 10),
+        )
+        log = train_lvm(
+            self.data if fresh else frozen,
+            self.folder / name,
+            shape=self.arm.shape,
+            config=training,
+            recipe=recipe(setting, self.arm.only),
+            compiled=self.compiled,
+            codebook=self.tokenizer.net.quantize.table().cpu(),
+            teacher=None if self.cached else self.master,
+            objective=self.arm.objective,
+            on_log=lambda record, lvm: record.update(losses=common.losses(lvm, self.asked, CURVE)),
+        )
         curve = [{"step": r["step"], **r["losses"]} for r in log]
-        return {"seed": seed, "lr": lr, "seconds": log[-1]["seconds"], "device": log[0]["device"], "curve": curve}
+        return {
+            "seed": seed,
+            "lr": lr,
+            "seconds": log[-1]["seconds"],
+            "device": log[0]["device"],
+            "curve": curve,
+        }
 
 
 def tune(wanted: dict, compiled: bool = False) -> list[dict]:
-    """One row a learning rate: {seed, lr, loss: mean val cross entropy of the tasks at the end, seconds, curve}."""
+    """One row a learning rate: {seed, lr, loss: mean val cross entropy of the tasks at the end, seconds,
+    curve}.
+    """
     made = Trainings(wanted, compiled)
 
     def one(lr: float) -> dict:
@@ -175,7 +273,9 @@ def tune(wanted: dict, compiled: bool = False) -> list[dict]:
 
 
 def compute(wanted: dict, compiled: bool = False) -> list[dict]:
-    """One row a seed: {seed, lr, seconds, curve, scores, losses, answers, flops; teacher: its losses, where it was tuned to a single task}."""
+    """One row a seed: {seed, lr, seconds, curve, scores, losses, answers, flops; teacher: its losses, where
+    it was tuned to a single task}.
+    """
     made = Trainings(wanted, compiled)
     setting, master = made.setting, made.master
     lr = lowest(tuning(wanted["arm"], setting, compiled=compiled))[1]
@@ -184,21 +284,45 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
         steps = round(setting.steps * made.arm.times)
         row = made.train(f"seed-{seed}", seed, steps, lr)
         lvm, read = load_lvm(made.folder / f"seed-{seed}"), steps * setting.tokens
-        flops = {"student": 6 * lvm.num_parameters * read, "teacher": 2 * (master.num_parameters if master else 0) * read}
-        said = {"teacher": common.losses(master, made.asked)} if master and made.arm.only else {}  # such a teacher ships nowhere
-        return row | {"precision": precision(setting.precision), "parameters": lvm.num_parameters, "flops": flops, **said,
-                      **common.scored(lvm, made.asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0)}  # fmt: skip
+        flops = {
+            "student": 6 * lvm.num_parameters * read,
+            "teacher": 2 * (master.num_parameters if master else 0) * read,
+        }
+        said = (
+            {"teacher": common.losses(master, made.asked)} if master and made.arm.only else {}
+        )  # such a teacher ships nowhere
+        return row | {
+            "precision": precision(setting.precision),
+            "parameters": lvm.num_parameters,
+            "flops": flops,
+            **said,
+            **common.scored(lvm, made.asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0),
+        }
 
-    return [common.kept(made.folder / f"seed-{seed}.json", lambda seed=seed: one(seed)) for seed in range(setting.seeds)]
+    return [
+        common.kept(made.folder / f"seed-{seed}.json", lambda seed=seed: one(seed))
+        for seed in range(setting.seeds)
+    ]
 
 
-def gained(records: dict[str, dict], name: str, task: str, against: str = "alone", measure: str = "cross entropy") -> tuple[float, float, float]:
-    """What an arm changes against another, seed by seed: (mean, low, high), 95 % t interval; nats a token, below 0 is better."""
-    return common.across_seeds(common.final_losses(records[name], task, measure) - common.final_losses(records[against], task, measure))
+def gained(
+    records: dict[str, dict], name: str, task: str, against: str = "alone", measure: str = "cross entropy"
+) -> tuple[float, float, float]:
+    """What an arm changes against another, seed by seed: (mean, low, high), 95 % t interval; nats a token,
+    below 0 is better.
+    """
+    return common.across_seeds(
+        common.final_losses(records[name], task, measure)
+        - common.final_losses(records[against], task, measure)
+    )
 
 
-def closed(records: dict[str, dict], name: str, task: str, teacher: float, against: str = "alone") -> tuple[float, float, float]:
-    """The share of the gap to this ``teacher``'s cross entropy that an arm closes, seed by seed: (mean, low, high), 95 % t interval."""
+def closed(
+    records: dict[str, dict], name: str, task: str, teacher: float, against: str = "alone"
+) -> tuple[float, float, float]:
+    """The share of the gap to this ``teacher``'s cross entropy that an arm closes, seed by seed: (mean, low,
+    high), 95 % t interval.
+    """
     alone = common.final_losses(records[against], task)
     return common.across_seeds((alone - common.final_losses(records[name], task)) / (alone - teacher))
 
@@ -206,7 +330,9 @@ def closed(records: dict[str, dict], name: str, task: str, teacher: float, again
 def main() -> None:
     args = common.parser(__doc__, SCALES, "arms").parse_args()
     setting, options = SCALES[args.scale], {"compiled": args.compiled}
-    common.shipped(() if args.arms else SCREENED, lambda name: tuning(name, setting, **options))  # of what val drops this alone
+    common.shipped(
+        () if args.arms else SCREENED, lambda name: tuning(name, setting, **options)
+    )  # of what val drops this alone
     names = args.arms or chosen(setting)
     common.shipped(names, lambda name: tuning(name, setting, **options))
     found = common.shipped(names, lambda name: arm(name, setting, **options))

@@ -1,13 +1,19 @@
-"""What do features know, in which layer, and does a lower loss mean better ones? AIM's questions (arXiv 2401.08541, sections 4 and 5), in small.
+"""What do features know, in which layer, and does a lower loss mean better ones? AIM's questions (arXiv
+2401.08541, sections 4 and 5), in small.
 
-    python -m lvmlab.lab.studies.probing [--scale smoke] [ARM ...]    # every arm and seed that is not stored; goes on where it was stopped
+    python -m lvmlab.lab.studies.probing [--scale smoke] [ARM ...]    # every arm and seed that is not stored;
+    goes on where it was stopped
 
-Probes tell mini-world's 25 classes of objects, from families that no training saw, and Fashion-MNIST's ten, of which no training saw any. Token
-models are the shipped ones, of which a seed is the probe's alone; patch models are pre-trained here on as many pictures each, from the same seeds.
+Probes tell mini-world's 25 classes of objects, from families that no training saw, and Fashion-MNIST's ten,
+of which no training saw any. Token
+models are the shipped ones, of which a seed is the probe's alone; patch models are pre-trained here on as
+many pictures each, from the same seeds.
 The floors are untrained trunks and the pixels themselves.
 
-In fp32 a training takes 1.5 minutes (`small`) to 8 (LLaMA's blocks) of one core, the probes of a trunk about one: an hour and a half of two cores in
-all, and less where two processes of one thread each share the arms (OMP_NUM_THREADS=1) than where one has two threads.
+In fp32 a training takes 1.5 minutes (`small`) to 8 (LLaMA's blocks) of one core, the probes of a trunk about
+one: an hour and a half of two cores in
+all, and less where two processes of one thread each share the arms (OMP_NUM_THREADS=1) than where one has two
+threads.
 """
 
 import shutil
@@ -40,7 +46,8 @@ PROBES = {"linear": "linear probe", "attentive": "attentive probe", "fashion": "
 
 @dataclass(frozen=True)
 class Arm:
-    """What is probed: the patch model of a shape, the token model of a name, or pixels (neither). few: pre-trained on a tenth of the pictures.
+    """What is probed: the patch model of a shape, the token model of a name, or pixels (neither). few:
+    pre-trained on a tenth of the pictures.
     trained: False leaves the weights as they were drawn."""
 
     patches: PatchShape | None = None
@@ -50,20 +57,34 @@ class Arm:
     probes: tuple[str, ...] = tuple(PROBES)
 
 
-ARMS = {"mini-teacher": Arm(tokens="mini-teacher"), "mini-student": Arm(tokens="mini-student"), "mini-student-kd": Arm(tokens="mini-student-kd"),
-        "aim-mini": Arm(AIM), "aim-mini, LLaMA's blocks": Arm(PATCHES["aim-mini-llama"]), "aim-mini, a tenth of the pictures": Arm(AIM, few=True),
-        "small": Arm(SMALL), "small, a tenth of the pictures": Arm(SMALL, few=True), "aim-mini, no head": Arm(replace(AIM, head_blocks=0)),
-        "aim-mini, plain causal": Arm(replace(AIM, prefix=False)), "aim-mini, untrained": Arm(AIM, trained=False),
-        "mini-teacher, untrained": Arm(tokens="mini-teacher", trained=False),
-        "pixels": Arm(probes=("linear", "fashion")),  # all at once
-        "pixels by patches": Arm(probes=("attentive",))}
-GRID = tuple(name for name in ARMS if name.startswith(("small", "aim-mini, a tenth")) or name == "aim-mini")  # 2 sizes x 2 data sizes
+ARMS = {
+    "mini-teacher": Arm(tokens="mini-teacher"),
+    "mini-student": Arm(tokens="mini-student"),
+    "mini-student-kd": Arm(tokens="mini-student-kd"),
+    "aim-mini": Arm(AIM),
+    "aim-mini, LLaMA's blocks": Arm(PATCHES["aim-mini-llama"]),
+    "aim-mini, a tenth of the pictures": Arm(AIM, few=True),
+    "small": Arm(SMALL),
+    "small, a tenth of the pictures": Arm(SMALL, few=True),
+    "aim-mini, no head": Arm(replace(AIM, head_blocks=0)),
+    "aim-mini, plain causal": Arm(replace(AIM, prefix=False)),
+    "aim-mini, untrained": Arm(AIM, trained=False),
+    "mini-teacher, untrained": Arm(tokens="mini-teacher", trained=False),
+    "pixels": Arm(probes=("linear", "fashion")),  # all at once
+    "pixels by patches": Arm(probes=("attentive",)),
+}
+GRID = tuple(
+    name for name in ARMS if name.startswith(("small", "aim-mini, a tenth")) or name == "aim-mini"
+)  # 2 sizes x 2 data sizes
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A scale of the study. times: placements of each object in pre-training; few: pictures of a class that are a tenth. seen: placements of each
-    object that the probes are fitted and scored on. most: pictures of a class, None: all. fashion: of a class of Fashion-MNIST, 0: not asked."""
+    """A scale of the study. times: placements of each object in pre-training; few: pictures of a class that
+    are a tenth. seen: placements of each
+    object that the probes are fitted and scored on. most: pictures of a class, None: all. fashion: of a class
+    of Fashion-MNIST, 0: not asked.
+    """
 
     steps: int = 600
     batch: int = 32
@@ -78,14 +99,25 @@ class Setting:
     precision: str = "auto"
 
 
-SCALES = {"smoke": Setting(steps=4, batch=8, seeds=2, times=1, few=2, seen=1, most=2, fashion=0, epochs=2, precision="fp32"), "study": Setting()}
+SCALES = {
+    "smoke": Setting(
+        steps=4, batch=8, seeds=2, times=1, few=2, seen=1, most=2, fashion=0, epochs=2, precision="fp32"
+    ),
+    "study": Setting(),
+}
 
 
 def config(arm: str, setting: Setting) -> dict:
     """All that decides an arm's outcome: what its run is named by."""
     chosen = ARMS[arm]
-    models = {"tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
-              "model": LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint()} if chosen.tokens else {}  # fmt: skip
+    models = (
+        {
+            "tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
+            "model": LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint(),
+        }
+        if chosen.tokens
+        else {}
+    )
     return {"version": VERSION, "arm": arm, **asdict(chosen), "setting": asdict(setting), **models}
 
 
@@ -103,39 +135,82 @@ def pictures(split: str, setting: Setting, kind: str = "linear") -> Labelled:
 
 
 def compute(wanted: dict) -> list[dict]:
-    """One row a seed: {seed, seconds, objective: the pre-training's loss on val, None where there was none; and of each probe {blocks: [{val, score,
+    """One row a seed: {seed, seconds, objective: the pre-training's loss on val, None where there was none;
+    and of each probe {blocks: [{val, score,
     low, high}], best: the block that val chooses, predicted: the test pictures' classes by it}}."""
     folder, setting = paths.cache() / "studies" / runs.key(STUDY, wanted), Setting(**wanted["setting"])
 
     def one(seed: int, known: dict) -> dict:
-        return common.kept(folder / f"seed-{seed}.json", lambda: _row(wanted["arm"], setting, seed, folder / f"seed-{seed}", known))
+        return common.kept(
+            folder / f"seed-{seed}.json",
+            lambda: _row(wanted["arm"], setting, seed, folder / f"seed-{seed}", known),
+        )
 
     first, chosen = one(0, {}), ARMS[wanted["arm"]]
-    return [first, *(one(seed, first if chosen.trained and not chosen.patches else {}) for seed in range(1, setting.seeds))]
+    return [
+        first,
+        *(
+            one(seed, first if chosen.trained and not chosen.patches else {})
+            for seed in range(1, setting.seeds)
+        ),
+    ]
 
 
 def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> dict:
     """known: a row of the same trunk, whose linear probes need no second fit: no seed enters them."""
     print(f"{name}, seed {seed}")
-    chosen, row = ARMS[name], {"seed": seed, "seconds": 0.0, "objective": None, "precision": precision(setting.precision)}
+    chosen, row = (
+        ARMS[name],
+        {"seed": seed, "seconds": 0.0, "objective": None, "precision": precision(setting.precision)},
+    )
     if chosen.patches and chosen.trained:
         data = labelled.objects("train", times=setting.times).kept()
-        training = TrainConfig(steps=setting.steps, lr=setting.lr, min_lr=setting.lr / 100, warmup=setting.steps // 20, weight_decay=0.05, seed=seed,
-                               precision=setting.precision, log_every=max(1, setting.steps // 20), save_every=max(1, setting.steps // 10))
-        log = pretrain(data.first(setting.few) if chosen.few else data, folder, shape=chosen.patches, config=training, batch=setting.batch)
-        row |= {"seconds": log[-1]["seconds"], "objective": objective(load_patchlm(folder), pictures("val", setting).kept())}
+        training = TrainConfig(
+            steps=setting.steps,
+            lr=setting.lr,
+            min_lr=setting.lr / 100,
+            warmup=setting.steps // 20,
+            weight_decay=0.05,
+            seed=seed,
+            precision=setting.precision,
+            log_every=max(1, setting.steps // 20),
+            save_every=max(1, setting.steps // 10),
+        )
+        log = pretrain(
+            data.first(setting.few) if chosen.few else data,
+            folder,
+            shape=chosen.patches,
+            config=training,
+            batch=setting.batch,
+        )
+        row |= {
+            "seconds": log[-1]["seconds"],
+            "objective": objective(load_patchlm(folder), pictures("val", setting).kept()),
+        }
     trunk = _trunk(chosen, seed, folder)
     for kind in chosen.probes:
         if kind != "fashion" or setting.fashion:
-            row[kind] = known[kind] if known and kind != "attentive" else _probed(kind, trunk, "attentive" in chosen.probes, setting, seed)
+            row[kind] = (
+                known[kind]
+                if known and kind != "attentive"
+                else _probed(kind, trunk, "attentive" in chosen.probes, setting, seed)
+            )
     return row
 
 
 def _trunk(chosen: Arm, seed: int, folder: Path) -> probe.Trunk:
     if chosen.patches:
-        return probe.Patches((load_patchlm(folder) if chosen.trained else PatchLM.from_shape(chosen.patches, seed)).to(default_device()).eval())
+        return probe.Patches(
+            (load_patchlm(folder) if chosen.trained else PatchLM.from_shape(chosen.patches, seed))
+            .to(default_device())
+            .eval()
+        )
     if chosen.tokens:
-        lvm = LVM.from_pretrained(chosen.tokens) if chosen.trained else LVM.from_shape(chosen.tokens, seed).to(default_device()).eval()
+        lvm = (
+            LVM.from_pretrained(chosen.tokens)
+            if chosen.trained
+            else LVM.from_shape(chosen.tokens, seed).to(default_device()).eval()
+        )
         return probe.Tokens(lvm, Tokenizer.from_pretrained("mini"))
     return probe.Pixels(None if "linear" in chosen.probes else AIM.patch)
 
@@ -143,15 +218,29 @@ def _trunk(chosen: Arm, seed: int, folder: Path) -> probe.Trunk:
 def _probed(kind: str, trunk: probe.Trunk, places: bool, setting: Setting, seed: int) -> dict:
     """places: both probes of the objects are asked, and read the same features."""
     asked = [pictures(split, setting, kind).kept() for split in ("train", "val", "test")]
-    found = [probe.extract(trunk, data, places="all" if places and kind != "fashion" else (), progress=False) for data in asked]
+    found = [
+        probe.extract(trunk, data, places="all" if places and kind != "fashion" else (), progress=False)
+        for data in asked
+    ]
     train, val, test = found
-    both = replace(test, means=[np.concatenate(m) for m in zip(val.means, test.means, strict=True)],
-                   places={block: np.concatenate([val.places[block], test.places[block]]) for block in val.places})
+    both = replace(
+        test,
+        means=[np.concatenate(m) for m in zip(val.means, test.means, strict=True)],
+        places={block: np.concatenate([val.places[block], test.places[block]]) for block in val.places},
+    )
     rows, every = [], []
     for block in range(len(train.means)):
-        told = probe.linear(train, val, both, block, seed) if kind != "attentive" else (
-            probe.attentive(train, val, both, block, epochs=setting.epochs, seed=seed)[0])
-        rows.append({"val": probe.score(told[: len(val.data)], val.data)["score"], **probe.score(told[len(val.data) :], test.data)})
+        told = (
+            probe.linear(train, val, both, block, seed)
+            if kind != "attentive"
+            else (probe.attentive(train, val, both, block, epochs=setting.epochs, seed=seed)[0])
+        )
+        rows.append(
+            {
+                "val": probe.score(told[: len(val.data)], val.data)["score"],
+                **probe.score(told[len(val.data) :], test.data),
+            }
+        )
         every.append(told[len(val.data) :].tolist())
     if kind != "linear" or not places:  # else the attentive probe reads them next
         for extracted in found:
@@ -168,15 +257,28 @@ def objective(model: PatchLM, data: Labelled) -> float:
 
 
 def told(record: dict, kind: str) -> tuple[np.ndarray, Labelled]:
-    """What each seed's probe, on the block that val chose for it, says of the test pictures, (seeds, P), and these.
+    """What each seed's probe, on the block that val chose for it, says of the test pictures, (seeds, P), and
+    these.
 
     Fashion-MNIST's files are opened only where one of its pictures is asked for.
     """
-    found, setting = np.array([row[kind]["predicted"] for row in record["result"]]), Setting(**record["config"]["setting"])
+    found, setting = (
+        np.array([row[kind]["predicted"] for row in record["result"]]),
+        Setting(**record["config"]["setting"]),
+    )
     if kind != "fashion":
         return found, pictures("test", setting)
-    labels = np.repeat(range(10), setting.fashion)  # `Labelled.first` has them class after class: none of their files is needed to score
-    return found, Labelled(kind, 64, lambda i: pictures("test", setting, kind).picture(i), labels, labelled.CLOTHES, np.arange(len(labels)))
+    labels = np.repeat(
+        range(10), setting.fashion
+    )  # `Labelled.first` has them class after class: none of their files is needed to score
+    return found, Labelled(
+        kind,
+        64,
+        lambda i: pictures("test", setting, kind).picture(i),
+        labels,
+        labelled.CLOTHES,
+        np.arange(len(labels)),
+    )
 
 
 def kinds(record: dict) -> list[str]:
@@ -185,23 +287,39 @@ def kinds(record: dict) -> list[str]:
 
 
 def table(records: dict[str, dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """{probe: {arm: (balanced accuracy, low, high)}}, 95 % intervals over objects and seeds; pixels are one arm."""
+    """{probe: {arm: (balanced accuracy, low, high)}}, 95 % intervals over objects and seeds; pixels are one
+    arm.
+    """
     found: dict = {}
     for name, record in records.items():
         for kind in kinds(record):
-            found.setdefault(kind, {})[name.removesuffix(" by patches")] = tuple(probe.score(*told(record, kind)).values())
+            found.setdefault(kind, {})[name.removesuffix(" by patches")] = tuple(
+                probe.score(*told(record, kind)).values()
+            )
     return found
 
 
 def markdown(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
     """`table` in Markdown, a line an arm."""
-    cells = ([name, *("{:.3f} ({:.3f} to {:.3f})".format(*told[name]) if name in told else "" for told in found.values())]
-             for name in dict.fromkeys(name for of in found.values() for name in of))  # fmt: skip
+    cells = (
+        [
+            name,
+            *(
+                "{:.3f} ({:.3f} to {:.3f})".format(*told[name]) if name in told else ""
+                for told in found.values()
+            ),
+        ]
+        for name in dict.fromkeys(name for of in found.values() for name in of)
+    )
     return common.markdown(["arm", *(f"{PROBES[kind]} (95 %)" for kind in found)], *cells)
 
 
-def gained(records: dict[str, dict], name: str, against: str, kind: str = "linear") -> tuple[float, float, float]:
-    """What an arm knows more than another, on the same objects drawn alike: (difference, low, high), 95 % interval over objects and seeds."""
+def gained(
+    records: dict[str, dict], name: str, against: str, kind: str = "linear"
+) -> tuple[float, float, float]:
+    """What an arm knows more than another, on the same objects drawn alike: (difference, low, high), 95 %
+    interval over objects and seeds.
+    """
     one, other = (probe.resampled(*told(records[arm], kind)) for arm in (name, against))
     return float(one[0] - other[0]), *map(float, np.percentile((one - other)[1:], (2.5, 97.5)))
 

@@ -1,8 +1,11 @@
-"""How loss falls with parameters and tokens, and whether skill follows it (AIM's second finding, arXiv 2401.08541, section 5).
+"""How loss falls with parameters and tokens, and whether skill follows it (AIM's second finding, arXiv
+2401.08541, section 5).
 
-    python -m lvmlab.lab.studies.scaling [--scale smoke] [SIZE ...]    # every size that is not stored; goes on where it was stopped
+    python -m lvmlab.lab.studies.scaling [--scale smoke] [SIZE ...]    # every size that is not stored; goes
+    on where it was stopped
 
-A size trains at a constant rate along one trunk; at each token budget a branch leaves it whose rate falls to nearly nothing over a fifth as many
+A size trains at a constant rate along one trunk; at each token budget a branch leaves it whose rate falls to
+nearly nothing over a fifth as many
 tokens more (warm-up, stable, decay: arXiv 2405.18392), so that budgets share what they can.
 """
 
@@ -23,7 +26,12 @@ from lvmlab.utils.device import precision
 from lvmlab.world import tasks
 
 STUDY, VERSION = "scaling", 1
-SIZES = {"0.3M": Shape(64, 3, 2, 168, bias=True), "0.6M": Shape(96, 4, 3, 256, bias=True), "1.0M": common.MICRO, "2.6M": SHAPES["mini-student"]}
+SIZES = {
+    "0.3M": Shape(64, 3, 2, 168, bias=True),
+    "0.6M": Shape(96, 4, 3, 256, bias=True),
+    "1.0M": common.MICRO,
+    "2.6M": SHAPES["mini-student"],
+}
 LRS = (2e-3, 4e-3, 8e-3)  # and lower ones where the lowest is best
 
 
@@ -40,13 +48,22 @@ class Setting:
     precision: str = "auto"
 
 
-SCALES = {"smoke": Setting(budgets=(20, 40), tokens=1024, groups=20, prompts=8, tune=10, precision="fp32"), "study": Setting()}
+SCALES = {
+    "smoke": Setting(budgets=(20, 40), tokens=1024, groups=20, prompts=8, tune=10, precision="fp32"),
+    "study": Setting(),
+}
 
 
 def config(size: str, setting: Setting) -> dict:
     """All that decides a size's outcome."""
-    return {"version": VERSION, "size": size, "shape": asdict(SIZES[size]), "setting": asdict(setting), "lrs": LRS,
-            "tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint}
+    return {
+        "version": VERSION,
+        "size": size,
+        "shape": asdict(SIZES[size]),
+        "setting": asdict(setting),
+        "lrs": LRS,
+        "tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
+    }
 
 
 def size(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:
@@ -60,56 +77,112 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     folder, tokenizer = paths.cache() / "studies" / runs.key(STUDY, wanted), Tokenizer.from_pretrained("mini")
     data, codebook = distillation.store(setting.groups), tokenizer.net.quantize.table().cpu()
     asked = common.scorers(tasks.TRAINED, setting.prompts, "val", tokenizer)
-    options = {"shape": SIZES[wanted["size"]], "recipe": distillation.recipe(setting, None), "compiled": compiled}
+    options = {
+        "shape": SIZES[wanted["size"]],
+        "recipe": distillation.recipe(setting, None),
+        "compiled": compiled,
+    }
 
     def training(steps: int, lr: float, low: float, seed: int) -> TrainConfig:
-        return TrainConfig(steps=steps, lr=lr, min_lr=low, warmup=0 if low < lr else max(1, setting.budgets[0] // 5), optimizer="muon", seed=seed,
-                           precision=setting.precision, log_every=max(1, steps // 4), save_every=max(1, steps // 10))
+        return TrainConfig(
+            steps=steps,
+            lr=lr,
+            min_lr=low,
+            warmup=0 if low < lr else max(1, setting.budgets[0] // 5),
+            optimizer="muon",
+            seed=seed,
+            precision=setting.precision,
+            log_every=max(1, steps // 4),
+            save_every=max(1, steps // 10),
+        )
 
     def tune(lr: float) -> dict:
-        train_lvm(data, folder / f"lr-{lr}", config=training(setting.tune, lr, lr, 100), codebook=codebook, **options)
+        train_lvm(
+            data,
+            folder / f"lr-{lr}",
+            config=training(setting.tune, lr, lr, 100),
+            codebook=codebook,
+            **options,
+        )
         return {"loss": float(np.mean([*common.losses(load_lvm(folder / f"lr-{lr}"), asked).values()]))}
 
     tuned, trying = {}, LRS
     while trying:
-        tuned |= {lr: common.kept(folder / f"lr-{lr}.json", functools.partial(tune, lr))["loss"] for lr in trying}
+        tuned |= {
+            lr: common.kept(folder / f"lr-{lr}.json", functools.partial(tune, lr))["loss"] for lr in trying
+        }
         best = min(tuned, key=tuned.get)
-        trying = (best / 2,) * (best == min(tuned))  # at the grid's lower end: a lower one may be better still
+        trying = (best / 2,) * (
+            best == min(tuned)
+        )  # at the grid's lower end: a lower one may be better still
 
     def branch(seed: int, budget: int) -> dict:
         print(f"{wanted['size']}, seed {seed}, {budget} steps")
         # the trunk up to a budget goes on from the one before, with a fresh optimiser and a short warm-up
         earlier = [b for b in setting.budgets if b < budget]
-        trunk, decay, length = folder / f"seed-{seed}-{budget}", folder / f"seed-{seed}-{budget}-decay", budget - (earlier[-1] if earlier else 0)
+        trunk, decay, length = (
+            folder / f"seed-{seed}-{budget}",
+            folder / f"seed-{seed}-{budget}-decay",
+            budget - (earlier[-1] if earlier else 0),
+        )
         start = {"start": folder / f"seed-{seed}-{earlier[-1]}"} if earlier else {"codebook": codebook}
         stable = train_lvm(data, trunk, config=training(length, best, best, seed), **start, **options)
-        log = train_lvm(data, decay, config=training(budget // 5, best, best / 30, seed), start=trunk, **options)
+        log = train_lvm(
+            data, decay, config=training(budget // 5, best, best / 30, seed), start=trunk, **options
+        )
         lvm = load_lvm(decay)
-        return {"seed": seed, "budget": budget, "tokens": (budget + budget // 5) * setting.tokens, "parameters": lvm.num_parameters, "lr": best,
-                "tuning": tuned, "seconds": stable[-1]["seconds"] + log[-1]["seconds"], "precision": precision(setting.precision),
-                **common.scored(lvm, asked, name=wanted["size"])}  # fmt: skip
+        return {
+            "seed": seed,
+            "budget": budget,
+            "tokens": (budget + budget // 5) * setting.tokens,
+            "parameters": lvm.num_parameters,
+            "lr": best,
+            "tuning": tuned,
+            "seconds": stable[-1]["seconds"] + log[-1]["seconds"],
+            "precision": precision(setting.precision),
+            **common.scored(lvm, asked, name=wanted["size"]),
+        }
 
     parts = [(seed, budget) for seed in range(setting.seeds) for budget in setting.budgets]
-    return [common.kept(folder / f"seed-{seed}-{budget}.json", functools.partial(branch, seed, budget)) for seed, budget in parts]
+    return [
+        common.kept(folder / f"seed-{seed}-{budget}.json", functools.partial(branch, seed, budget))
+        for seed, budget in parts
+    ]
 
 
 def points(records: dict[str, dict]) -> np.ndarray:
     """(sizes x seeds x budgets, 4): parameters, tokens, mean cross entropy of the tasks, mean skill."""
-    return np.array([[row["parameters"], row["tokens"], np.mean([one["cross entropy"] for one in row["losses"].values()]),
-                      np.mean([s["skill"] for s in row["scores"] if s["skill"] is not None])]
-                     for record in records.values() for row in record["result"]])  # fmt: skip
+    return np.array(
+        [
+            [
+                row["parameters"],
+                row["tokens"],
+                np.mean([one["cross entropy"] for one in row["losses"].values()]),
+                np.mean([s["skill"] for s in row["scores"] if s["skill"] is not None]),
+            ]
+            for record in records.values()
+            for row in record["result"]
+        ]
+    )
 
 
 def law(found: np.ndarray) -> dict[str, float]:
-    """The fit of loss = E + A / (N / 1e6)^a + B / (D / 1e6)^b (Hoffmann et al., arXiv 2203.15556) to `points`, on the logarithm and robustly."""
+    """The fit of loss = E + A / (N / 1e6)^a + B / (D / 1e6)^b (Hoffmann et al., arXiv 2203.15556) to
+    `points`, on the logarithm and robustly.
+    """
     n, d, loss = found[:, 0] / 1e6, found[:, 1] / 1e6, found[:, 2]
 
     def error(p: np.ndarray) -> np.ndarray:
-        return np.log(predicted({"E": p[0], "A": p[1], "a": p[2], "B": p[3], "b": p[4]}, n * 1e6, d * 1e6)) - np.log(loss)
+        return np.log(
+            predicted({"E": p[0], "A": p[1], "a": p[2], "B": p[3], "b": p[4]}, n * 1e6, d * 1e6)
+        ) - np.log(loss)
 
     low, high = [0, 0, 0.01, 0, 0.01], [loss.min(), 20, 3, 20, 3]
-    starts = [least_squares(error, [e * loss.min(), 0.5, a, 0.5, a], bounds=(low, high), loss="huber", f_scale=1e-2)
-              for e in (0.1, 0.5, 0.9) for a in (0.2, 0.6)]  # fmt: skip
+    starts = [
+        least_squares(error, [e * loss.min(), 0.5, a, 0.5, a], bounds=(low, high), loss="huber", f_scale=1e-2)
+        for e in (0.1, 0.5, 0.9)
+        for a in (0.2, 0.6)
+    ]
     return dict(zip("EAaBb", map(float, min(starts, key=lambda s: s.cost).x), strict=True))
 
 
@@ -119,18 +192,31 @@ def predicted(fit: dict[str, float], n: np.ndarray, d: np.ndarray) -> np.ndarray
 
 
 def left_out(found: np.ndarray) -> dict[str, tuple[float, float, float]]:
-    """The law's constants: (of all points, least, most of the fits that leave out one size and budget, all its seeds)."""
+    """The law's constants: (of all points, least, most of the fits that leave out one size and budget, all
+    its seeds).
+    """
     cells = np.unique(found[:, :2], axis=0)
     fits = [law(found[~(found[:, :2] == cell).all(1)]) for cell in cells]
     return {k: (v, min(f[k] for f in fits), max(f[k] for f in fits)) for k, v in law(found).items()}
 
 
 def table(records: dict[str, dict]) -> str:
-    """`common.table` of each size at each budget, then the law's constants with the least and most of `left_out`."""
-    cells = {f"{name}, {row['tokens'] / 1e6:.1f}M tokens": {"result": [r for r in record["result"] if r["tokens"] == row["tokens"]]}
-             for name, record in records.items() for row in record["result"]}  # fmt: skip
+    """`common.table` of each size at each budget, then the law's constants with the least and most of
+    `left_out`.
+    """
+    cells = {
+        f"{name}, {row['tokens'] / 1e6:.1f}M tokens": {
+            "result": [r for r in record["result"] if r["tokens"] == row["tokens"]]
+        }
+        for name, record in records.items()
+        for row in record["result"]
+    }
     constants = ("{} = {:.2f} ({:.2f} to {:.2f})".format(k, *v) for k, v in left_out(points(records)).items())
-    return common.table(cells, tasks.TRAINED) + "\n\nE + A / N^a + B / D^b, N and D in millions: " + ", ".join(constants)
+    return (
+        common.table(cells, tasks.TRAINED)
+        + "\n\nE + A / N^a + B / D^b, N and D in millions: "
+        + ", ".join(constants)
+    )
 
 
 def main() -> None:

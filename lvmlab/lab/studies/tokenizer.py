@@ -1,6 +1,8 @@
-"""What a tokenizer's tokens carry; and a learned codebook (VQ) beside a fixed grid (FSQ, arXiv 2309.15505) at equal budget.
+"""What a tokenizer's tokens carry; and a learned codebook (VQ) beside a fixed grid (FSQ, arXiv 2309.15505) at
+equal budget.
 
-    python -m lvmlab.lab.studies.tokenizer    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in assets/runs
+python -m lvmlab.lab.studies.tokenizer    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in
+assets/runs
 """
 
 import math
@@ -38,8 +40,14 @@ from lvmlab.world.sentences import sentence
 
 STUDY, VERSION = "tokenizer-vq-fsq", 2  # 2: silent residual branches, FSQ of features of unit variance
 LABELS = {"two-colour masks": "segmentation", "skeletons": "pose"}
-SCORES = {"psnr natural": "PSNR of photographs (dB)", "psnr two-colour": "PSNR of masks (dB)", "psnr skeleton": "PSNR of skeletons (dB)",
-          "iou": "IoU of masks", "code use": "share of codes in use", "perplexity": "perplexity of the codes"}  # fmt: skip
+SCORES = {
+    "psnr natural": "PSNR of photographs (dB)",
+    "psnr two-colour": "PSNR of masks (dB)",
+    "psnr skeleton": "PSNR of skeletons (dB)",
+    "iou": "IoU of masks",
+    "code use": "share of codes in use",
+    "perplexity": "perplexity of the codes",
+}
 
 
 # What the tokens carry
@@ -52,7 +60,9 @@ def photographs(split: str, size: int = 64) -> tuple[list[str], Tensor]:
 
 
 def mean_colours(pictures: Tensor, grid: int) -> Tensor:
-    """The model-free code to beat: each of grid x grid cells keeps its mean colour (24 bits), smoothly enlarged again."""
+    """The model-free code to beat: each of grid x grid cells keeps its mean colour (24 bits), smoothly
+    enlarged again.
+    """
     small = (F.interpolate(pictures, (grid, grid), mode="area") * 255).round() / 255
     return F.interpolate(small, pictures.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -71,29 +81,43 @@ def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> list[d
         for code, through in codes.items():
             after = through(truth)
             own = task.scores(images.to_uint8(after), pairs, encodings)[task.metric]
-            rows += [_row(kind, code, metric, values, [p.source for p in pairs]) for metric, values in
-                     ((task.metric, own), ("PSNR", psnr(after, truth).numpy()))]
+            rows += [
+                _row(kind, code, metric, values, [p.source for p in pairs])
+                for metric, values in ((task.metric, own), ("PSNR", psnr(after, truth).numpy()))
+            ]
     names, truth = photographs(split, tokenizer.size)
-    return rows + [_row("photographs", code, "PSNR", psnr(through(truth), truth).numpy(), names) for code, through in codes.items()]
+    return rows + [
+        _row("photographs", code, "PSNR", psnr(through(truth), truth).numpy(), names)
+        for code, through in codes.items()
+    ]
 
 
 def _row(kind: str, code: str, metric: str, values: np.ndarray, sources: list[str]) -> dict:
     means = evaluate.resample([values], np.array(sources))[0]
     low, high = np.percentile(means[1:], (2.5, 97.5))
-    return {"kind": kind, "code": code, "metric": metric, "score": float(means[0]), "low": float(low), "high": float(high),
-            "pictures": len(values), "sources": len(set(sources))}
+    return {
+        "kind": kind,
+        "code": code,
+        "metric": metric,
+        "score": float(means[0]),
+        "low": float(low),
+        "high": float(high),
+        "pictures": len(values),
+        "sources": len(set(sources)),
+    }
 
 
 def pick(rows: list[dict], kind: str, metric: str, code: str = "tokens") -> dict:
     """The one row of this kind, metric and code."""
-    row, = (r for r in rows if (r["kind"], r["metric"], r["code"]) == (kind, metric, code))
+    (row,) = (r for r in rows if (r["kind"], r["metric"], r["code"]) == (kind, metric, code))
     return row
 
 
 def reach(tokenizer: Tokenizer, pictures: Tensor, seed: int = 0) -> tuple[np.ndarray, float]:
     """How far one token reaches: every token of every picture is once replaced by a random other code.
 
-    Returns the mean squared change by offset in cells, (2g - 1, 2g - 1) with the replaced cell in the middle (mean 1 over the
+    Returns the mean squared change by offset in cells, (2g - 1, 2g - 1) with the replaced cell in the middle
+    (mean 1 over the
     offsets seen), and the share of all change that falls on the cell or its eight neighbours.
     """
     g, n = tokenizer.grid, tokenizer.tokens
@@ -142,9 +166,14 @@ def code_use(tokens: Tensor, codes: int) -> Use:
 
 
 def use_by_kind(tokenizer: Tokenizer, pool: Pool, per_kind: int = 300) -> dict[str, Use]:
-    """The codes' use by each kind of picture in a pool, on its first ``per_kind`` pictures, and by "all" of these."""
-    found = {kind: code_use(tokenizer.encode(to_float(pool.pictures[of[:per_kind]])), tokenizer.codebook_size)
-             for kind, of in zip(KINDS, pool.of_kind, strict=True) if len(of) and kind != "other"}
+    """The codes' use by each kind of picture in a pool, on its first ``per_kind`` pictures, and by "all" of
+    these.
+    """
+    found = {
+        kind: code_use(tokenizer.encode(to_float(pool.pictures[of[:per_kind]])), tokenizer.codebook_size)
+        for kind, of in zip(KINDS, pool.of_kind, strict=True)
+        if len(of) and kind != "other"
+    }
     return {"all": Use(sum(use.counts for use in found.values())), **found}
 
 
@@ -164,8 +193,10 @@ def pools(pictures: int, val_pictures: int, progress: bool = False) -> tuple:
     """Pools of about so many train and val pictures in the cache folder, rendered once: two paths."""
     folder = paths.cache() / "studies" / STUDY
     folder.mkdir(parents=True, exist_ok=True)
-    return tuple(render_pool(folder / f"{split}-{count}.npy", split, count, progress=progress)
-                 for split, count in (("train", pictures), ("val", val_pictures)))
+    return tuple(
+        render_pool(folder / f"{split}-{count}.npy", split, count, progress=progress)
+        for split, count in (("train", pictures), ("val", val_pictures))
+    )
 
 
 # VQ beside FSQ
@@ -173,7 +204,9 @@ def pools(pictures: int, val_pictures: int, progress: bool = False) -> tuple:
 
 @dataclass(frozen=True)
 class Setting:
-    """A comparison's size: trainings of ``steps`` steps of ``batch`` pictures, the same pictures for both quantisers."""
+    """A comparison's size: trainings of ``steps`` steps of ``batch`` pictures, the same pictures for both
+    quantisers.
+    """
 
     steps: int = 300
     batch: int = 32
@@ -186,7 +219,13 @@ class Setting:
 
     def __post_init__(self):
         check_fields(self, **{field: (value > 0, "more than 0") for field, value in asdict(self).items()})
-        check_fields(self, codes=(self.codes in FSQ_LEVELS, f"one that FSQ has levels for: {', '.join(map(str, FSQ_LEVELS))}"))
+        check_fields(
+            self,
+            codes=(
+                self.codes in FSQ_LEVELS,
+                f"one that FSQ has levels for: {', '.join(map(str, FSQ_LEVELS))}",
+            ),
+        )
 
     @property
     def network(self) -> VQGANConfig:
@@ -194,7 +233,9 @@ class Setting:
 
     @property
     def training(self) -> TrainConfig:
-        return TrainConfig(steps=self.steps, lr=self.lr, warmup=min(30, self.steps), weight_decay=0.05, precision="fp32")
+        return TrainConfig(
+            steps=self.steps, lr=self.lr, warmup=min(30, self.steps), weight_decay=0.05, precision="fp32"
+        )
 
     @property
     def recipe(self) -> Recipe:
@@ -204,13 +245,25 @@ class Setting:
         """All that decides the outcome: what the run is named by."""
         # fields that came later, as long as they are what was always done
         network = {k: v for k, v in asdict(self.network).items() if (k, v) != ("signed", False)}
-        training = {k: v for k, v in asdict(self.training).items() if k != "tracker" and (k, v) != ("decay", "matrices")}
-        return {"version": VERSION, **asdict(self), "network": network, "recipe": asdict(self.recipe), "training": training,
-                "levels": FSQ_LEVELS[self.codes]}
+        training = {
+            k: v
+            for k, v in asdict(self.training).items()
+            if k != "tracker" and (k, v) != ("decay", "matrices")
+        }
+        return {
+            "version": VERSION,
+            **asdict(self),
+            "network": network,
+            "recipe": asdict(self.recipe),
+            "training": training,
+            "levels": FSQ_LEVELS[self.codes],
+        }
 
 
 def compare(setting: Setting = Setting(), *, progress: bool = True) -> dict:
-    """VQ and FSQ trained alike from ``setting.seeds`` seeds each: the stored run, or a new one. A cut-short one goes on."""
+    """VQ and FSQ trained alike from ``setting.seeds`` seeds each: the stored run, or a new one. A cut-short
+    one goes on.
+    """
     return runs.run(STUDY, setting.config(), lambda config: compute(config, progress))
 
 
@@ -224,19 +277,42 @@ def compute(config: dict, progress: bool = True) -> list[dict]:
             folder = paths.cache() / "studies" / runs.key(STUDY, config) / f"{quantiser}-{seed}"
             if progress:
                 print(f"{quantiser}, seed {seed}: {setting.steps} steps")
-            log = train_tokenizer(train_pool, folder, preset=setting.network, recipe=setting.recipe, batch=setting.batch,
-                                  config=replace(setting.training, seed=seed), quantiser=quantiser, progress=progress)
+            log = train_tokenizer(
+                train_pool,
+                folder,
+                preset=setting.network,
+                recipe=setting.recipe,
+                batch=setting.batch,
+                config=replace(setting.training, seed=seed),
+                quantiser=quantiser,
+                progress=progress,
+            )
             scores, codes = _scores(folder, Pool(val_pool))
-            rows.append({"quantiser": quantiser, "seed": seed, "codes": codes, "scores": scores, "seconds": log[-1]["seconds"],
-                         "curve": [[r["step"], r["loss"]] for r in log]})
+            rows.append(
+                {
+                    "quantiser": quantiser,
+                    "seed": seed,
+                    "codes": codes,
+                    "scores": scores,
+                    "seconds": log[-1]["seconds"],
+                    "curve": [[r["step"], r["loss"]] for r in log],
+                }
+            )
     return rows
 
 
 def _scores(folder, pool: Pool, per_kind: int = 128) -> tuple[dict[str, float], int]:
     model = load_training(folder)
     first = np.concatenate([of[:per_kind] for of in pool.of_kind])
-    tokens = torch.cat([model.round_trip(to_float(pool.pictures[part]))[1] for part in np.array_split(first, math.ceil(len(first) / 64))])
-    return score(model, pool, per_kind) | {"perplexity": round(code_use(tokens, model.codes).perplexity, 1)}, model.codes
+    tokens = torch.cat(
+        [
+            model.round_trip(to_float(pool.pictures[part]))[1]
+            for part in np.array_split(first, math.ceil(len(first) / 64))
+        ]
+    )
+    return score(model, pool, per_kind) | {
+        "perplexity": round(code_use(tokens, model.codes).perplexity, 1)
+    }, model.codes
 
 
 def seeds_of(record: dict, quantiser: str, metric: str) -> list[float]:
@@ -246,24 +322,42 @@ def seeds_of(record: dict, quantiser: str, metric: str) -> list[float]:
 
 
 def findings(record: dict) -> list[dict]:
-    """For each score: mean of both quantisers, FSQ minus VQ seed by seed with its 95 % t interval, and which is higher."""
+    """For each score: mean of both quantisers, FSQ minus VQ seed by seed with its 95 % t interval, and which
+    is higher.
+    """
     rows = []
     for metric, title in SCORES.items():
         vq, fsq = (seeds_of(record, q, metric) for q in QUANTISERS)
         mean, low, high = across_seeds(list(np.subtract(fsq, vq)))
         higher = "FSQ" if low > 0 else "VQ" if high < 0 else "undecided"
-        rows.append({"metric": metric, "title": title, "vq": float(np.mean(vq)), "fsq": float(np.mean(fsq)),
-                     "difference": mean, "low": low, "high": high, "higher": higher})
+        rows.append(
+            {
+                "metric": metric,
+                "title": title,
+                "vq": float(np.mean(vq)),
+                "fsq": float(np.mean(fsq)),
+                "difference": mean,
+                "low": low,
+                "high": high,
+                "higher": higher,
+            }
+        )
     return rows
 
 
 def report(record: dict, out: Callable[[str], None] = print) -> None:
     """The findings as lines, with the run's provenance."""
-    out(f"{record['name']}: {record['config']['seeds']} seeds each, {record['config']['steps']} steps of {record['config']['batch']} pictures; "
-        f"{record['seconds'] / 60:.1f} min, commit {record['commit']}, torch {record['versions']['torch']}")
+    out(
+        f"{record['name']}: {record['config']['seeds']} seeds each, {record['config']['steps']} steps of "
+        f"{record['config']['batch']} pictures; "
+        f"{record['seconds'] / 60:.1f} min, commit {record['commit']}, torch {record['versions']['torch']}"
+    )
     for r in findings(record):
-        out(f"{r['title']:28} VQ {r['vq']:8.3f}   FSQ {r['fsq']:8.3f}   FSQ - VQ {r['difference']:+8.3f} [{r['low']:+.3f}, {r['high']:+.3f}]"
-            f"   higher: {r['higher']}")
+        out(
+            f"{r['title']:28} VQ {r['vq']:8.3f}   FSQ {r['fsq']:8.3f}   FSQ - VQ {r['difference']:+8.3f} "
+            f"[{r['low']:+.3f}, {r['high']:+.3f}]"
+            f"   higher: {r['higher']}"
+        )
 
 
 def main() -> None:

@@ -1,1 +1,3 @@
-"""Widgets for JupyterLab, and what they do: `lvmlab.lab.studio.studio.Studio` shows a `lvmlab.lab.studio.session.Session`."""
+"""Widgets for JupyterLab, and what they do: `lvmlab.lab.studio.studio.Studio` shows a
+`lvmlab.lab.studio.session.Session`.
+"""

@@ -1,4 +1,6 @@
-"""What the prompt studio does, without any widget: a prompt to be edited, its answer, and what can be asked of both."""
+"""What the prompt studio does, without any widget: a prompt to be edited, its answer, and what can be asked
+of both.
+"""
 
 import base64
 import importlib.metadata
@@ -30,7 +32,8 @@ FORMAT = "lvmlab recipe 1"
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """So much of an answer as is written: ``steps`` of (1, A) each, by which ``model`` and ``options``, in ``seconds``, prefill included.
+    """So much of an answer as is written: ``steps`` of (1, A) each, by which ``model`` and ``options``, in
+    ``seconds``, prefill included.
 
     said: of one that a recipe asked for, whether it is the recipe's.
     """
@@ -54,8 +57,10 @@ class Session:
         session.draw("segmentation", index=3)     # a val prompt of mini-world
         for answer in session.answer("mini-teacher"): ...
 
-    models: others than the shipped ones, by name. Everything raises ValueError with the remedy in it. Public: ``asked``, the prompt, whose
-    last pair is the query; whether its truth is ``known``; ``found``, the answer that is shown; ``first``, the one before a token was chosen.
+    models: others than the shipped ones, by name. Everything raises ValueError with the remedy in it. Public:
+        ``asked``, the prompt, whose
+    last pair is the query; whether its truth is ``known``; ``found``, the answer that is shown; ``first``,
+    the one before a token was chosen.
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, models: dict[str, LVM] | None = None):
@@ -64,15 +69,22 @@ class Session:
         self.draw()
 
     def lvm(self, name: str) -> LVM:
-        """A model by its name, a shipped one or a checkpoint's folder; kept. Raises ValueError (CheckpointError)."""
+        """A model by its name, a shipped one or a checkpoint's folder; kept. Raises ValueError
+        (CheckpointError).
+        """
         (lvm := self.models.get(name) or LVM.from_pretrained(name)).check_fits(self.tokenizer)
         self.models[name] = lvm
         return lvm
 
     def draw(self, task: str = "segmentation", index: int = 0, examples: int = 3) -> None:
-        """Prompt ``index`` of a task in the val split of mini-world, as `lvmlab.evaluation.scoring.prompts` has it."""
+        """Prompt ``index`` of a task in the val split of mini-world, as `lvmlab.evaluation.scoring.prompts`
+        has it.
+        """
         if index < 0 or not 1 <= examples < PAIRS:
-            raise ValueError(f"prompt {index} with {examples} examples: give a number of 0 or more, and 1 to {PAIRS - 1} examples")
+            raise ValueError(
+                f"prompt {index} with {examples} examples: give a number of 0 or more, and 1 to {PAIRS - 1} "
+                f"examples"
+            )
         whole = sentence(task, SPLIT, index, pairs=PAIRS, size=self.tokenizer.size)
         *others, query = whole.pairs[: examples + 1] if tasks.get(task).sequence else whole.pairs
         self._spare = others[examples:]
@@ -84,45 +96,85 @@ class Session:
         self.asked, self.known, self.found, self.first, self._ready = asked, known, None, None, (None, None)
 
     def arrange(self, order: Sequence[int], swapped: Sequence[int] = ()) -> None:
-        """The examples in a new order, by their numbers now; one left out is removed, one beyond the last is added; image and label of the
+        """The examples in a new order, by their numbers now; one left out is removed, one beyond the last is
+        added; image and label of the
         ``swapped`` change places."""
         *examples, query = self.asked.pairs
         there = [*examples, *self._spare]
         if not 1 <= len(order) < PAIRS or not set(order) <= set(range(len(there))):
-            raise ValueError(f"a prompt holds 1 to {PAIRS - 1} examples, of {len(there)} at hand here: remove or add one first, or draw another")
+            raise ValueError(
+                f"a prompt holds 1 to {PAIRS - 1} examples, of {len(there)} at hand here: remove or add one "
+                f"first, or draw another"
+            )
         kept = [Pair(there[i].label, there[i].image) if i in swapped else there[i] for i in order]
         self._spare = [pair for i, pair in enumerate(there) if i not in order]
         self.set(replace(self.asked, pairs=[*kept, query]), self.known)
 
     def put(self, source: images.Source, at: int, side: str) -> None:
-        """A picture of the user's as the ``side``, image or label, of pair ``at``; of the last, the query, the truth is then unknown."""
+        """A picture of the user's as the ``side``, image or label, of pair ``at``; of the last, the query,
+        the truth is then unknown.
+        """
         pairs = list(self.asked.pairs)
-        pairs[at] = replace(pairs[at], truth={}, source="", **{side: images.to_uint8(images.load(source, self.tokenizer.size))})
+        pairs[at] = replace(
+            pairs[at],
+            truth={},
+            source="",
+            **{side: images.to_uint8(images.load(source, self.tokenizer.size))},
+        )
         self.set(replace(self.asked, pairs=pairs), self.known and at < len(pairs) - 1)
 
     def recolour(self, foreground: Sequence[int], background: Sequence[int]) -> None:
-        """All labels in two other colours, RGB in 0..255; pictures of the user's by whichever of the old ones each pixel is nearer to."""
+        """All labels in two other colours, RGB in 0..255; pictures of the user's by whichever of the old ones
+        each pixel is nearer to.
+        """
         if not tasks.get(self.asked.task).conflicting:
-            raise ValueError(f"labels of {self.asked.task} have no two colours to choose: draw a prompt of segmentation or selection")
+            raise ValueError(
+                f"labels of {self.asked.task} have no two colours to choose: draw a prompt of segmentation "
+                f"or selection"
+            )
         if tuple(foreground) == tuple(background):
             raise ValueError("both colours are the same: choose two that differ")
-        pairs = [p if p.truth else replace(p, truth={"mask": read_mask(p.label, self.asked.encoding).astype(np.float32)}) for p in self.asked.pairs]
-        self.set(recoloured(replace(self.asked, pairs=pairs), (tuple(foreground), tuple(background))), self.known)
+        pairs = [
+            p
+            if p.truth
+            else replace(p, truth={"mask": read_mask(p.label, self.asked.encoding).astype(np.float32)})
+            for p in self.asked.pairs
+        ]
+        self.set(
+            recoloured(replace(self.asked, pairs=pairs), (tuple(foreground), tuple(background))), self.known
+        )
 
-    def answer(self, model: str, *, sample: bool = False, seed: int = 0, answers: int = 1, constrained: bool = False, forced: Sequence[int] = (),
-               keep: bool = True, **shape) -> Iterator[Answer]:
+    def answer(
+        self,
+        model: str,
+        *,
+        sample: bool = False,
+        seed: int = 0,
+        answers: int = 1,
+        constrained: bool = False,
+        forced: Sequence[int] = (),
+        keep: bool = True,
+        **shape,
+    ) -> Iterator[Answer]:
         """The answer as it grows, a token at a time; the prompt is read once for all its answers.
 
-        Options as in `lvmlab.model.prompting.complete_tokens` (temperature, top_k and top_p too), chance by ``seed``; constrained: to the codes of
+        Options as in `lvmlab.model.prompting.complete_tokens` (temperature, top_k and top_p too), chance by
+        ``seed``; constrained: to the codes of
         the prompt's labels; forced: ids of the first places; keep: as ``found``.
         """
         started, lvm, steps = time.perf_counter(), self.lvm(model), []
         options = {"sample": sample, "seed": seed, "answers": answers, "constrained": constrained, **shape}
         if self._ready[0] != (model, answers):
             self._ready = (model, answers), Prefilled(lvm, self.tokens, self.n, answers)
-        for step in self._ready[1].stream(self.n, sample=sample, answers=answers, forced=torch.tensor(forced, dtype=torch.int64),
-                                          generator=torch.Generator().manual_seed(seed) if sample else None,
-                                          allowed=label_ids(self.tokens, self.n) if constrained else None, **shape):  # fmt: skip
+        for step in self._ready[1].stream(
+            self.n,
+            sample=sample,
+            answers=answers,
+            forced=torch.tensor(forced, dtype=torch.int64),
+            generator=torch.Generator().manual_seed(seed) if sample else None,
+            allowed=label_ids(self.tokens, self.n) if constrained else None,
+            **shape,
+        ):
             steps.append(step)
             found = Answer(model, options, list(forced), list(steps), time.perf_counter() - started)
             if keep:
@@ -130,10 +182,16 @@ class Session:
             yield found
 
     def choose(self, sample: int, place: int, code: int) -> Iterator[Answer]:
-        """Another token at a place of one sample: that sample alone, the rest of it written again after the token."""
+        """Another token at a place of one sample: that sample alone, the rest of it written again after the
+        token.
+        """
         found = self._answered(sample, place)
         self.first = self.first or found
-        return self.answer(found.model, forced=[*found.of("ids")[sample, :place].tolist(), code], **found.options | {"answers": 1})
+        return self.answer(
+            found.model,
+            forced=[*found.of("ids")[sample, :place].tolist(), code],
+            **found.options | {"answers": 1},
+        )
 
     def back(self) -> None:
         """The answer as it was before a token was chosen."""
@@ -142,51 +200,101 @@ class Session:
     def pictures(self, found: Answer) -> np.ndarray:
         """Answers drawn, uint8 (A, S, S, 3); where one is not whole, its last token stands for those to come."""
         ids = found.of("ids")
-        return images.to_uint8(self.tokenizer.decode(torch.cat([ids, ids[:, -1:].expand(-1, self.n - ids.shape[1])], 1)))
+        return images.to_uint8(
+            self.tokenizer.decode(torch.cat([ids, ids[:, -1:].expand(-1, self.n - ids.shape[1])], 1))
+        )
 
     def rows(self, pictures: np.ndarray) -> list[dict]:
-        """Each picture's score with ceiling, floors and skill (rows of `lvmlab.evaluation.scoring.Scorer`); none where the truth is not known."""
-        scorer = Scorer(Job(self.asked.task, prompts=1, split=SPLIT), self.tokenizer, [self.asked]) if self.known else None
-        return [scorer.rows(scorer.scores(picture[None]), "", 0.0)[0] for picture in pictures] if scorer else []
+        """Each picture's score with ceiling, floors and skill (rows of `lvmlab.evaluation.scoring.Scorer`);
+        none where the truth is not known.
+        """
+        scorer = (
+            Scorer(Job(self.asked.task, prompts=1, split=SPLIT), self.tokenizer, [self.asked])
+            if self.known
+            else None
+        )
+        return (
+            [scorer.rows(scorer.scores(picture[None]), "", 0.0)[0] for picture in pictures] if scorer else []
+        )
 
     def inside(self, sample: int, place: int) -> tuple:
-        """At a place of an answer: what else could stand there (`lvmlab.model.prompting.alternatives`), and what the position that predicted it
+        """At a place of an answer: what else could stand there (`lvmlab.model.prompting.alternatives`), and
+        what the position that predicted it
         looked at (`lvmlab.model.prompting.attention`)."""
         found = self._answered(sample, place)
         ids = found.of("ids")[sample]
         written = torch.cat([ids, ids[-1:].expand(self.n - len(ids))])
         seen = torch.cat([self.tokens[0].cpu(), ids[:place]])[None]
-        return alternatives(self.tokenizer, written, place, found.of("log")[sample, place]), attention(self.lvm(found.model), seen)
+        return alternatives(self.tokenizer, written, place, found.of("log")[sample, place]), attention(
+            self.lvm(found.model), seen
+        )
 
     def recipe(self) -> str:
-        """What to take away, as JSON: every picture (as PNG), model, options, the tokens that came, and by which versions and device."""
+        """What to take away, as JSON: every picture (as PNG), model, options, the tokens that came, and by
+        which versions and device.
+        """
         found = self._answered()
-        kept = {k: getattr(found, k) for k in ("model", "options", "forced")} | {"asked": asdict(self.asked), "known": self.known}
+        kept = {k: getattr(found, k) for k in ("model", "options", "forced")} | {
+            "asked": asdict(self.asked),
+            "known": self.known,
+        }
         kept |= {"format": FORMAT, "tokens": found.of("ids").tolist(), "made": self._made(found.model)}
-        return json.dumps(kept, default=lambda array: png(array) if array.dtype == np.uint8 else array.tolist())
+        return json.dumps(
+            kept, default=lambda array: png(array) if array.dtype == np.uint8 else array.tolist()
+        )
 
     def replay(self, source: str | bytes) -> Iterator[Answer]:
-        """A recipe's prompt and its answer anew, as `answer` gives it; ``said`` by the last is whether it is the same, and what differs here."""
+        """A recipe's prompt and its answer anew, as `answer` gives it; ``said`` by the last is whether it is
+        the same, and what differs here.
+        """
         try:
             kept = json.loads(source)
-            pairs = [Pair(*(images.to_uint8(images.load(base64.b64decode(p[side]))) for side in ("image", "label")),
-                          {k: np.array(v) if isinstance(v, list) else v for k, v in p["truth"].items()}, p["source"]) for p in kept["asked"]["pairs"]]
-            asked, was = Sentence(kept["asked"]["task"], Encoding(**kept["asked"]["encoding"]), pairs), torch.tensor(kept["tokens"])
+            pairs = [
+                Pair(
+                    *(images.to_uint8(images.load(base64.b64decode(p[side]))) for side in ("image", "label")),
+                    {k: np.array(v) if isinstance(v, list) else v for k, v in p["truth"].items()},
+                    p["source"],
+                )
+                for p in kept["asked"]["pairs"]
+            ]
+            asked, was = (
+                Sentence(kept["asked"]["task"], Encoding(**kept["asked"]["encoding"]), pairs),
+                torch.tensor(kept["tokens"]),
+            )
             options, made = {"forced": kept["forced"], **kept["options"]}, kept["made"].items()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no recipe that can be read ({error}): give the JSON file that the studio's Take away wrote") from error
+            raise ValueError(
+                f"this is no recipe that can be read ({error}): give the JSON file that the studio's Take "
+                f"away wrote"
+            ) from error
         self.set(asked, kept["known"])
         for found in self.answer(kept["model"], **options):
             yield found
         changed, here = int((found.of("ids")[:, : was.shape[1]] != was).sum()), self._made(found.model)
-        other = "; ".join(f"{name} is {here.get(name)}, was {value}" for name, value in made if here.get(name) != value)
-        same = f"{changed} of {was.numel()} tokens differ from the recipe's." if changed else "The same answer as in the recipe."
-        self.found = replace(found, said=f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}")
+        other = "; ".join(
+            f"{name} is {here.get(name)}, was {value}" for name, value in made if here.get(name) != value
+        )
+        same = (
+            f"{changed} of {was.numel()} tokens differ from the recipe's."
+            if changed
+            else "The same answer as in the recipe."
+        )
+        self.found = replace(
+            found, said=f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}"
+        )
         yield self.found
 
     def _made(self, model: str) -> dict[str, str]:
-        lvm, t, here = self.lvm(model), self.tokenizer, {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")}
-        return here | {"device": f"{describe(lvm.device)}, {lvm.llama.dtype}, {t.precision}", "model": lvm.fingerprint(), "tokenizer": t.fingerprint}
+        lvm, t, here = (
+            self.lvm(model),
+            self.tokenizer,
+            {name: importlib.metadata.version(name) for name in ("lvmlab", "torch", "transformers")},
+        )
+        return here | {
+            "device": f"{describe(lvm.device)}, {lvm.llama.dtype}, {t.precision}",
+            "model": lvm.fingerprint(),
+            "tokenizer": t.fingerprint,
+        }
 
     def _answered(self, sample: int = 0, place: int = 0) -> Answer:
         if self.found is None:
@@ -200,4 +308,3 @@ def png(picture: np.ndarray) -> str:
     """uint8 (H, W, 3 or 4) as a PNG in base64."""
     Image.fromarray(np.ascontiguousarray(picture)).save(file := io.BytesIO(), format="PNG")
     return base64.b64encode(file.getvalue()).decode()
-

@@ -4,7 +4,8 @@
     studio = Studio()
     studio
 
-Everything a hand can do, a cell can: ``studio.act("answer", model="mini-teacher").wait()``. What it does runs in one thread of its own, one
+Everything a hand can do, a cell can: ``studio.act("answer", model="mini-teacher").wait()``. What it does runs
+    in one thread of its own, one
 thing after another, and a computation stops between two steps where something else is asked for.
 """
 
@@ -28,27 +29,45 @@ Progress = Iterator[tuple[int, int, str]]  # steps done, of how many (0: not kno
 
 
 class Studio(anywidget.AnyWidget):
-    """The widget. session: what it shows (None: the shipped tokenizer and models on mini-world's val prompts).
+    """The widget. session: what it shows (None: the shipped tokenizer and models on mini-world's val
+    prompts).
 
-    Its synced traits are what is on the screen: numbers, texts, and pictures as PNG in base64. ``status["error"]`` is the sentence that is
+    Its synced traits are what is on the screen: numbers, texts, and pictures as PNG in base64.
+        ``status["error"]`` is the sentence that is
     shown where something went wrong.
     """
 
-    _esm = "\n".join((HERE / f"{name}.js").read_text() for name in ("parts", "prompt", "answer", "inside", "panels", "studio"))
+    _esm = "\n".join(
+        (HERE / f"{name}.js").read_text()
+        for name in ("parts", "prompt", "answer", "inside", "panels", "studio")
+    )
     _css = (HERE / "studio.css").read_text()
-    choices, prompt, answer, inside, compare, sensitivity, taken, status = (Dict().tag(sync=True) for _ in range(8))
+    choices, prompt, answer, inside, compare, sensitivity, taken, status = (
+        Dict().tag(sync=True) for _ in range(8)
+    )
 
     def __init__(self, session: Session | None = None, **options):
         super().__init__(**options)
-        self.session, self._pool, self._stop, self._last = session or Session(), ThreadPoolExecutor(1), threading.Event(), None
+        self.session, self._pool, self._stop, self._last = (
+            session or Session(),
+            ThreadPoolExecutor(1),
+            threading.Event(),
+            None,
+        )
         self.choices = {"tasks": list(tasks.TASKS), "models": self.session.names, "paper": sensitivity.PAPER}
         self._show_prompt()
-        self.on_msg(lambda _, content, buffers: self.act(**content, **({"source": bytes(buffers[0])} if buffers else {})))
+        self.on_msg(
+            lambda _, content, buffers: self.act(
+                **content, **({"source": bytes(buffers[0])} if buffers else {})
+            )
+        )
 
     def act(self, do: str, **given) -> "Studio":
-        """One action by its name and what it needs, in the background, after what was asked before; a computation that is under way stops.
+        """One action by its name and what it needs, in the background, after what was asked before; a
+        computation that is under way stops.
 
-        The session's draw, arrange, put, recolour, answer, choose, back and replay; look (inside), contrast (models), vary (sensitivity), take
+        The session's draw, arrange, put, recolour, answer, choose, back and replay; look (inside), contrast
+        (models), vary (sensitivity), take
         (away); stop.
         """
         self._stop.set()
@@ -73,7 +92,11 @@ class Studio(anywidget.AnyWidget):
                     break
         except Exception as error:
             own = isinstance(error, (ValueError, OSError))  # these name the remedy
-            end = {"error": str(error) if own else f"Something went wrong that should not ({type(error).__name__}: {error}): draw another prompt."}
+            end = {
+                "error": str(error)
+                if own
+                else f"Something went wrong that should not ({type(error).__name__}: {error}): draw another prompt."
+            }
         self.status = {"busy": ""} | end
 
     def _steps(self, do: str, given: dict) -> Progress:
@@ -90,8 +113,17 @@ class Studio(anywidget.AnyWidget):
 
     def _do_look(self, sample: int, place: int) -> None:
         (ids, likely, patches), (heads, rolled) = self.session.inside(sample, place)
-        others = [{"code": int(c), "p": float(p), "picture": png(x)} for c, p, x in zip(ids, likely, patches, strict=True)]
-        self.inside = {"sample": sample, "place": place, "alternatives": others, "rolled": _short(rolled), "heads": _short(heads)}
+        others = [
+            {"code": int(c), "p": float(p), "picture": png(x)}
+            for c, p, x in zip(ids, likely, patches, strict=True)
+        ]
+        self.inside = {
+            "sample": sample,
+            "place": place,
+            "alternatives": others,
+            "rolled": _short(rolled),
+            "heads": _short(heads),
+        }
 
     def _do_contrast(self, models: list[str], **options) -> Progress:
         session, self.compare = self.session, {}
@@ -130,21 +162,43 @@ class Studio(anywidget.AnyWidget):
     def _show_prompt(self) -> None:
         self._asked = asked = self.session.asked
         shown = [[png(pair.image), png(pair.label)] for pair in asked.pairs]
-        self.prompt = {"task": asked.task, "examples": shown[:-1], "query": shown[-1][0], "truth": shown[-1][1] if self.session.known else "",
-                       "colours": asked.encoding.colours, "grid": self.session.tokenizer.grid}  # fmt: skip
+        self.prompt = {
+            "task": asked.task,
+            "examples": shown[:-1],
+            "query": shown[-1][0],
+            "truth": shown[-1][1] if self.session.known else "",
+            "colours": asked.encoding.colours,
+            "grid": self.session.tokenizer.grid,
+        }
         self.answer, self.inside, self.compare, self.taken = {}, {}, {}, {}
 
     def _show_answer(self) -> None:
-        found, whole, pictures = self.session.found, len(self.session.found.steps) == self.session.n, self.session.pictures(self.session.found)
+        found, whole, pictures = (
+            self.session.found,
+            len(self.session.found.steps) == self.session.n,
+            self.session.pictures(self.session.found),
+        )
         parts = zip(pictures, *(found.of(name) for name in ("ids", "logprobs", "entropies")), strict=True)
-        samples = [{"picture": png(p), "codes": ids.tolist(), "p": _short(log.exp()), "entropy": _short(h)} for p, ids, log, h in parts]
-        self.answer = {"done": len(found.steps), "of": self.session.n, "model": found.model, "seconds": found.seconds, "samples": samples,
-                       "first": bool(self.session.first)} | self._judged(pictures, whole)  # fmt: skip
+        samples = [
+            {"picture": png(p), "codes": ids.tolist(), "p": _short(log.exp()), "entropy": _short(h)}
+            for p, ids, log, h in parts
+        ]
+        self.answer = {
+            "done": len(found.steps),
+            "of": self.session.n,
+            "model": found.model,
+            "seconds": found.seconds,
+            "samples": samples,
+            "first": bool(self.session.first),
+        } | self._judged(pictures, whole)
 
     def _judged(self, pictures: np.ndarray, whole: bool = True) -> dict:
         """The mean of the answers, and the scores of the mean and, where there are several, of each."""
         mean = np.rint(pictures.astype(np.float32).mean(0)).astype(np.uint8)
-        return {"mean": png(mean), "rows": self.session.rows([mean, *(pictures if len(pictures) > 1 else ())]) if whole else []}
+        return {
+            "mean": png(mean),
+            "rows": self.session.rows([mean, *(pictures if len(pictures) > 1 else ())]) if whole else [],
+        }
 
 
 def _short(values) -> list:

@@ -11,8 +11,20 @@ from lvmlab.world.tasks.pose import Pose
 from lvmlab.world.tasks.segmentation import Segmentation
 from lvmlab.world.tasks.selection import Selection
 
-TASKS: dict[str, Task] = {task.name: task
-                          for task in (Segmentation(), Selection(), Pose(), Derain(), Motion(), Deblur(), Colourise(), Inpaint(), Edges())}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Segmentation(),
+        Selection(),
+        Pose(),
+        Derain(),
+        Motion(),
+        Deblur(),
+        Colourise(),
+        Inpaint(),
+        Edges(),
+    )
+}
 TRAINED = [name for name, task in TASKS.items() if task.trained]
 NEW = [name for name, task in TASKS.items() if not task.trained]
 

@@ -1,6 +1,8 @@
-"""What a task is: an encoding drawn once a sentence, pairs drawn from mini-world, a score read back from the label image.
+"""What a task is: an encoding drawn once a sentence, pairs drawn from mini-world, a score read back from the
+label image.
 
-Everything here works on ``Pair``s of uint8 pictures; randomness comes only from the generator handed in, so that
+Everything here works on ``Pair``s of uint8 pictures; randomness comes only from the generator handed in, so
+that
 (seed, split, task, index) always gives the same sentence.
 """
 
@@ -13,16 +15,27 @@ import numpy as np
 from lvmlab.world.sources import Sources
 
 # Named backgrounds of label images; the held-out ones are never drawn in the LVM's training.
-BACKGROUNDS = {"black": (0, 0, 0), "white": (255, 255, 255), "grey": (128, 128, 128), "pink": (255, 182, 203), "navy": (16, 24, 110),
-               "maroon": (110, 16, 24)}
+BACKGROUNDS = {
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+    "grey": (128, 128, 128),
+    "pink": (255, 182, 203),
+    "navy": (16, 24, 110),
+    "maroon": (110, 16, 24),
+}
 HELD_OUT_BACKGROUNDS = {"teal": (0, 110, 110), "sand": (225, 200, 140)}
-HELD_OUT_HUES = (0.40, 0.60)  # the sector of label hues (green-cyan to azure) never drawn in the LVM's training
+HELD_OUT_HUES = (
+    0.40,
+    0.60,
+)  # the sector of label hues (green-cyan to azure) never drawn in the LVM's training
 MIN_DISTANCE = 0.5  # between a label's two colours, Euclidean in RGB with channels in [0, 1]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """``image`` and ``label`` uint8 (S, S, 3); ``truth`` what the score needs; ``source`` the unit that is bootstrapped."""
+    """``image`` and ``label`` uint8 (S, S, 3); ``truth`` what the score needs; ``source`` the unit that is
+    bootstrapped.
+    """
 
     image: np.ndarray
     label: np.ndarray
@@ -32,7 +45,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a sentence draws its labels: ``colours`` (foreground, background) in 0..255 where the task has them."""
+    """How a sentence draws its labels: ``colours`` (foreground, background) in 0..255 where the task has
+    them.
+    """
 
     name: str = "natural"
     colours: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
@@ -56,7 +71,9 @@ class Task(ABC):
     metric: str
     trained: bool = False
     conflicting: bool = False  # whether the same query has two right answers under two encodings
-    kind: int = 0  # of the label pictures, for the tokenizer's mix: 0 natural, 1 two-colour, 2 skeleton, 3 other
+    kind: int = (
+        0  # of the label pictures, for the tokenizer's mix: 0 natural, 1 two-colour, 2 skeleton, 3 other
+    )
     sequence: bool = False
 
     def encoding(self, rng: np.random.Generator, held_out: bool = False) -> Encoding:
@@ -65,7 +82,9 @@ class Task(ABC):
         return Encoding()
 
     @abstractmethod
-    def pair(self, sources: Sources, split: str, size: int, encoding: Encoding, rng: np.random.Generator) -> Pair:
+    def pair(
+        self, sources: Sources, split: str, size: int, encoding: Encoding, rng: np.random.Generator
+    ) -> Pair:
         """One example of this task."""
 
     def sentence(self, sources, split: str, size: int, encoding: Encoding, pairs: int, rng) -> list[Pair]:
@@ -73,10 +92,14 @@ class Task(ABC):
         return [self.pair(sources, split, size, encoding, rng) for _ in range(pairs)]
 
     def score(self, answer: np.ndarray, pair: Pair, encoding: Encoding) -> dict[str, float]:
-        """The scores of one answer, uint8 (S, S, 3), by name; ``metric`` is the one that skill is reckoned from."""
+        """The scores of one answer, uint8 (S, S, 3), by name; ``metric`` is the one that skill is reckoned
+        from.
+        """
         raise NotImplementedError
 
-    def scores(self, answers: np.ndarray, pairs: list[Pair], encodings: list[Encoding]) -> dict[str, np.ndarray]:
+    def scores(
+        self, answers: np.ndarray, pairs: list[Pair], encodings: list[Encoding]
+    ) -> dict[str, np.ndarray]:
         """The scores of many answers, uint8 (B, S, S, 3): arrays (B,) by name."""
         rows = [self.score(*item) for item in zip(answers, pairs, encodings, strict=True)]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -91,7 +114,9 @@ class Task(ABC):
 
 
 def two_colours(rng: np.random.Generator, held_out: bool = False) -> Encoding:
-    """A saturated hue on a named background, exchanged in three sentences of ten; both from the held-out lists or neither."""
+    """A saturated hue on a named background, exchanged in three sentences of ten; both from the held-out
+    lists or neither.
+    """
     backgrounds = HELD_OUT_BACKGROUNDS if held_out else BACKGROUNDS
     low, high = HELD_OUT_HUES
     while True:
@@ -107,7 +132,9 @@ def two_colours(rng: np.random.Generator, held_out: bool = False) -> Encoding:
 
 
 def paint(mask: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """A label image: alpha (S, S) in [0, 1] between the encoding's background and foreground, uint8 (S, S, 3)."""
+    """A label image: alpha (S, S) in [0, 1] between the encoding's background and foreground, uint8 (S, S,
+    3).
+    """
     foreground, background = (np.asarray(c, np.float32) for c in encoding.colours)
     return np.rint(mask[..., None] * foreground + (1 - mask[..., None]) * background).astype(np.uint8)
 
@@ -126,7 +153,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures, capped at 60; ``where`` (S, S) bool limits the pixels."""
+    """Peak signal-to-noise ratio in dB of uint8 pictures, capped at 60; ``where`` (S, S) bool limits the
+    pixels.
+    """
     error = (a.astype(np.float32) - b.astype(np.float32)) ** 2
     mse = (error if where is None else error[where]).mean()
     return float(min(60.0, 10 * np.log10(255**2 / max(mse, 1e-9))))

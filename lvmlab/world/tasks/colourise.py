@@ -1,4 +1,6 @@
-"""Colourise: give a grey picture its colours back. Never trained. Scored by PSNR of chroma (Cb, Cr of JPEG's YCbCr)."""
+"""Colourise: give a grey picture its colours back. Never trained. Scored by PSNR of chroma (Cb, Cr of JPEG's
+YCbCr).
+"""
 
 import numpy as np
 from PIL import Image
@@ -17,7 +19,8 @@ class Colourise(Restoration):
 
     def degrade(self, picture, encoding, rng):
         red, green, blue = np.moveaxis(picture, -1, 0)
-        # spelled out: how a matrix product rounds differs between processors, and the frozen sets are the same bytes on all
+        # spelled out: how a matrix product rounds differs between processors, and the frozen sets are the
+        # same bytes on all
         grey = red * np.float32(0.299) + green * np.float32(0.587) + blue * np.float32(0.114)
         return np.repeat(grey[..., None], 3, -1), {}
 

@@ -32,7 +32,10 @@ class Edges(Task):
         lines, truth = thin(answer.astype(np.float32).mean(-1) > 127), pair.truth["edges"]
         if not lines.any() or not truth.any():
             return {"F": float(lines.any() == truth.any())}
-        precision, recall = (lines & _near(truth)).sum() / lines.sum(), (truth & _near(lines)).sum() / truth.sum()
+        precision, recall = (
+            (lines & _near(truth)).sum() / lines.sum(),
+            (truth & _near(lines)).sum() / truth.sum(),
+        )
         return {"F": float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0}
 
     def floors(self, examples, query, encoding):

@@ -1,4 +1,6 @@
-"""Motion: objects bounce over a still photograph; the next frame is asked for. A sentence is one clip, two frames a pair."""
+"""Motion: objects bounce over a still photograph; the next frame is asked for. A sentence is one clip, two
+frames a pair.
+"""
 
 import numpy as np
 

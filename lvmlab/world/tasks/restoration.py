@@ -13,7 +13,9 @@ def median(picture: np.ndarray) -> np.ndarray:
 
 
 class Restoration(Task):
-    """``degrade`` is all that a task adds. Scored by PSNR in dB, SSIM beside it; the source is the photograph."""
+    """``degrade`` is all that a task adds. Scored by PSNR in dB, SSIM beside it; the source is the
+    photograph.
+    """
 
     metric = "PSNR"
 
@@ -32,4 +34,7 @@ class Restoration(Task):
     def floors(self, examples, query, encoding):
         mean = np.mean([pair.label.reshape(-1, 3).mean(0) for pair in examples], 0)
         constant = np.broadcast_to(np.rint(mean).astype(np.uint8), query.image.shape)
-        return super().floors(examples, query, encoding) | {"constant": constant, "median": median(query.image)}
+        return super().floors(examples, query, encoding) | {
+            "constant": constant,
+            "median": median(query.image),
+        }

@@ -1,4 +1,6 @@
-"""Selection: two or three objects of different classes, one class common to the whole sentence; only that one is marked."""
+"""Selection: two or three objects of different classes, one class common to the whole sentence; only that one
+is marked.
+"""
 
 import numpy as np
 
@@ -20,11 +22,15 @@ class Selection(Segmentation):
         chosen = classes[int(encoding.option("class") * len(classes))]
         others = [k for k in classes if k != chosen]
         shown = [chosen, *(str(k) for k in rng.choice(others, rng.integers(1, 3), replace=False))]
-        scene = scenes.objects_scene(sources, split, size, rng, [shown[i] for i in rng.permutation(len(shown))])
+        scene = scenes.objects_scene(
+            sources, split, size, rng, [shown[i] for i in rng.permutation(len(shown))]
+        )
         index = [item.sprite.klass for item in scene.placed].index(chosen)
         truth = {"mask": scene.masks[index], "all": np.clip(np.sum(scene.masks, 0), 0, 1), "class": chosen}
         family = scene.placed[index].sprite.family
         return Pair(to_uint8(scene.image), paint(truth["mask"], encoding), truth, family)
 
     def floors(self, examples, query, encoding):
-        return super().floors(examples, query, encoding) | {"all objects": paint(query.truth["all"], encoding)}
+        return super().floors(examples, query, encoding) | {
+            "all objects": paint(query.truth["all"], encoding)
+        }
