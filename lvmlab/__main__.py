@@ -268,7 +268,7 @@ def train(
         if schedule == "lab"
         else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
     )
-    most = (origin.context if start else SHAPES[shape].context) // (2 * speaker.tokens)
+    most = (origin.context if start else SHAPES[shape].context) // (2 * speaker.tokens_per_image)
     recipe = Recipe(
         tokens=tokens,
         phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
@@ -289,7 +289,7 @@ def train(
         shape=shape,
         config=config,
         recipe=recipe,
-        tokens_per_image=speaker.tokens,
+        tokens_per_image=speaker.tokens_per_image,
         start=origin,
         lora=lora,
         codebook=None if start else speaker.net.quantize.table().cpu(),

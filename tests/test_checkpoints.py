@@ -88,7 +88,7 @@ def agrees(loaded, state, form, size=SIZE, **options):
     x = images(size=size)
     tokens = restated.tokens(x * 2 - 1 if signed else x, state, names, cosine, **options)
     assert len(tokens.unique()) > 8, "a tokenizer of few codes shows little"
-    assert (loaded.size, loaded.tokens, loaded.codebook_size) == (
+    assert (loaded.size, loaded.tokens_per_image, loaded.codebook_size) == (
         size,
         tokens.shape[1],
         len(state["quantize.embedding.weight"]),
@@ -216,7 +216,7 @@ def test_llamagens_shape_is_read_from_its_weights(tmp_path):
     state = draw(layouts.llamagen_shapes, config)
     file = layouts.write_llamagen(tmp_path / "vq.pt", model=state)
     agrees(tokenizer(file, resolution=64), state, "llamagen", size=64)
-    assert (tokenizer(file).size, tokenizer(file).tokens) == (256, 1024)
+    assert (tokenizer(file).size, tokenizer(file).tokens_per_image) == (256, 1024)
 
 
 @pytest.mark.parametrize("add", [False, True, None], ids=["no attention", "attention", "left out"])

@@ -74,7 +74,7 @@ def test_both_right_takes_the_straight_answers_where_they_are_known(tokenizer, l
 
 def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     asked = ev.prompts(ev.Job("pose", prompts=3, examples=2, split="val"))
-    found, right = ev.answer_loss(lvm, ev.encoded(tokenizer, asked), tokenizer.tokens, batch=2)
+    found, right = ev.answer_loss(lvm, ev.encoded(tokenizer, asked), tokenizer.tokens_per_image, batch=2)
     for sentence, loss in zip(asked, found, strict=True):
         tokens = tokenizer.encode(ev.from_uint8(sentence.pictures())).view(1, -1).clone()
         weights = torch.zeros(tokens.shape).index_fill(

@@ -179,7 +179,7 @@ def test_use_of_codes():
 def test_use_by_kind_adds_up(tokenizer, pool):
     uses = study.use_by_kind(tokenizer, Pool(pool), per_kind=4)
     assert list(uses) == ["all", "natural", "two-colour", "skeleton"]
-    assert uses["all"].counts.sum() == 3 * 4 * tokenizer.tokens
+    assert uses["all"].counts.sum() == 3 * 4 * tokenizer.tokens_per_image
 
 
 def test_mean_colours_and_psnr():
@@ -251,7 +251,7 @@ def test_both_quantisers_train_and_are_scored(quantiser, trained, pool):
     assert evaluate(model, Pool(pool)) == log[-1]["val"]
     picture, tokens = model.round_trip(pictures())
     assert picture.shape == (3, 3, 16, 16) and tokens.shape == (3, 16) and tokens.dtype == torch.int64
-    assert 0 <= tokens.min() and tokens.max() < model.codes
+    assert 0 <= tokens.min() and tokens.max() < model.codebook_size
 
 
 def test_every_fsq_parameter_learns():
@@ -273,7 +273,7 @@ def test_fsq_is_its_own_training_and_has_no_export(trained, pool, tmp_path):
     with pytest.raises(ValueError, match="choose from vq, fsq"):
         TrainingVQGAN(TINY, Recipe(), "lfq")
     with pytest.raises(ValueError, match="FSQ has levels for"):
-        TrainingVQGAN(replace(TINY, codes=17), Recipe(), "fsq")
+        TrainingVQGAN(replace(TINY, codebook_size=17), Recipe(), "fsq")
 
 
 def test_findings_pair_the_seeds(record):

@@ -32,7 +32,8 @@ def models(tokenizer):
     found = {}
     for seed, name in enumerate(("one", "two")):
         found[name] = LVM.from_shape(
-            Shape(32, 2, 2, 64, context=16 * tokenizer.tokens, vocab=tokenizer.codebook_size), seed=seed
+            Shape(32, 2, 2, 64, context=16 * tokenizer.tokens_per_image, vocab=tokenizer.codebook_size),
+            seed=seed,
         )
         with torch.no_grad():
             for p in found[name].parameters():
@@ -60,12 +61,13 @@ def same(a, b):
 
 def test_a_drawn_prompt_is_the_evaluations_and_its_answer_is_completion(session, tokenizer, models):
     session.draw("segmentation", index=1, examples=2)
-    tokens = encoded(tokenizer, [session.asked])[:, : -tokenizer.tokens]
+    tokens = encoded(tokenizer, [session.asked])[:, : -tokenizer.tokens_per_image]
     found = list(session.answer("one", sample=True, seed=5, answers=3, top_k=20))
-    assert [len(a.steps) for a in found] == list(range(1, tokenizer.tokens + 1))
+    assert [len(a.steps) for a in found] == list(range(1, tokenizer.tokens_per_image + 1))
     options = {"sample": True, "generator": torch.Generator().manual_seed(5), "answers": 3, "top_k": 20}
     assert torch.equal(
-        found[-1].of("ids"), complete_tokens(models["one"], tokens, tokenizer.tokens, **options).tokens[0]
+        found[-1].of("ids"),
+        complete_tokens(models["one"], tokens, tokenizer.tokens_per_image, **options).tokens[0],
     )
     whole = Session(Tokenizer.from_pretrained("mini", device="cpu"))
     whole.draw("derain", index=1)
@@ -275,7 +277,7 @@ def test_each_change_of_the_prompt_is_what_it_says():
         ours != theirs for ours, theirs in shuffled
     )
     shares = {
-        name: sensitivity.overlap(encoded(mini, found["choice", name]), mini.tokens).mean()
+        name: sensitivity.overlap(encoded(mini, found["choice", name]), mini.tokens_per_image).mean()
         for name in ("nearest", "random", "farthest")
     }
     assert shares["nearest"] > shares["random"] > shares["farthest"]

@@ -27,7 +27,7 @@ def pictures(count=5, size=16):
 
 def test_there_and_back(tokenizer):
     tokens = tokenizer.encode(pictures())
-    assert tokens.shape == (5, tokenizer.tokens) == (5, 16) and tokens.dtype == torch.int64
+    assert tokens.shape == (5, tokenizer.tokens_per_image) == (5, 16) and tokens.dtype == torch.int64
     assert 0 <= tokens.min() and tokens.max() < tokenizer.codebook_size == 16
     back = tokenizer.decode(tokens)
     assert (
@@ -50,7 +50,7 @@ def test_batches_of_any_size_give_the_same_tokens(tokenizer):
 @pytest.mark.parametrize("name, size, tokens, codes", [("mini", 64, 64, 1024), ("f16-8192", 256, 256, 8192)])
 def test_presets(name, size, tokens, codes):
     config = VQGANConfig.preset(name)
-    assert (config.resolution, config.grid**2, config.codes) == (size, tokens, codes)
+    assert (config.resolution, config.grid**2, config.codebook_size) == (size, tokens, codes)
 
 
 def test_a_seed_decides_weights_and_fingerprint(tokenizer):

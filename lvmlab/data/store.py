@@ -131,11 +131,11 @@ def write_part(
     tokens = (
         tokenizer.encode(from_uint8(np.concatenate([row.pictures for _, row in rows])))
         if rows
-        else torch.zeros(0, tokenizer.tokens)
+        else torch.zeros(0, tokenizer.tokens_per_image)
     )
     save_table(
         path,
-        tokens.reshape(-1, count * tokenizer.tokens).numpy(),
+        tokens.reshape(-1, count * tokenizer.tokens_per_image).numpy(),
         tokenizer=tokenizer.fingerprint,
         pictures=count,
         members=members,
@@ -171,7 +171,10 @@ def agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: b
     where they differ.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, mine = folder / "store.json", {"tokenizer": tokenizer.fingerprint, "tokens": tokenizer.tokens}
+    path, mine = (
+        folder / "store.json",
+        {"tokenizer": tokenizer.fingerprint, "tokens": tokenizer.tokens_per_image},
+    )
     theirs = json.loads(path.read_text()) if path.exists() else {**mine, "tasks": {}}
     differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
     for task, origin in origins.items():

@@ -62,11 +62,11 @@ def import_tokens(
     agree(store, tokenizer, {task: {"imported": Path(path).name, "format": form}})
     for number, tokens in enumerate(read_lines(path, form), 1):
         length = length or len(tokens)
-        if len(tokens) != length or not length or length % tokenizer.tokens:
+        if len(tokens) != length or not length or length % tokenizer.tokens_per_image:
             raise ValueError(
                 f"{path}, line {number} has {len(tokens)} tokens: every line takes "
-                f"{length or tokenizer.tokens}, a multiple of the "
-                f"{tokenizer.tokens} that a picture has"
+                f"{length or tokenizer.tokens_per_image}, a multiple of the "
+                f"{tokenizer.tokens_per_image} that a picture has"
             )
         if tokens.min() < 0 or tokens.max() >= tokenizer.codebook_size:
             raise ValueError(
@@ -90,7 +90,7 @@ def _write(
         store / f"{task}.{first:09d}.arrow",
         tokens,
         tokenizer=tokenizer.fingerprint,
-        pictures=tokens.shape[1] // tokenizer.tokens,
+        pictures=tokens.shape[1] // tokenizer.tokens_per_image,
         members=len(rows),
         task=task,
         split=split,

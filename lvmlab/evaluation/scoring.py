@@ -248,7 +248,7 @@ def picture(tokenizer: Tokenizer, tokens: torch.Tensor) -> np.ndarray:
 def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int = ANSWERS) -> np.ndarray:
     """`answer` as `picture`: uint8 (B, S, S, 3)."""
     lvm.check_fits(tokenizer)
-    return picture(tokenizer, answer(lvm, encoded(tokenizer, sentences), tokenizer.tokens, answers))
+    return picture(tokenizer, answer(lvm, encoded(tokenizer, sentences), tokenizer.tokens_per_image, answers))
 
 
 class Scorer:
@@ -367,7 +367,7 @@ def evaluate(
                 continue
             scorer = scorer or Scorer(job, tokenizer)
             started = time.perf_counter()
-            tokens = answer(lvm, scorer.tokens, tokenizer.tokens, job.answers)
+            tokens = answer(lvm, scorer.tokens, tokenizer.tokens_per_image, job.answers)
             scores = scorer.scores(picture(tokenizer, tokens))
             found = scorer.rows(scores, name, time.perf_counter() - started)
             own = scores[scorer.task.metric].round(4)

@@ -56,7 +56,7 @@ def changes(tokenizer: Tokenizer, job: Job) -> Iterator[tuple[str, str, list[Sen
         return  # a clip has one order, and its own frames
     whole = prompts(replace(job, examples=PAIRS - 1))
     ranks = (
-        overlap(encoded(tokenizer, whole), tokenizer.tokens)
+        overlap(encoded(tokenizer, whole), tokenizer.tokens_per_image)
         .argsort(dim=1, descending=True, stable=True)
         .tolist()
     )
@@ -102,7 +102,7 @@ def measure(lvm: LVM, tokenizer: Tokenizer, job: Job, batch: int = 8) -> Iterato
     for group, name, sentences in changes(tokenizer, job):
         scorer, tokens = Scorer(job, tokenizer, sentences), []
         for part in written(
-            lvm, scorer.tokens, tokenizer.tokens, job.answers, batch, constrained=group == "codes"
+            lvm, scorer.tokens, tokenizer.tokens_per_image, job.answers, batch, constrained=group == "codes"
         ):
             tokens.append(part)
             yield f"{group}: {name}", None

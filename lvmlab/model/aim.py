@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from lvmlab.model import pretrained_aim as aim
 from lvmlab.utils import paths
-from lvmlab.utils.checkpoints import compared, read_config, read_state, weights_in
+from lvmlab.utils.checkpoints import match_keys, read_config, read_state, weights_in
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.device import default_device
 from lvmlab.utils.files import atomic, write_file
@@ -139,7 +139,7 @@ class PatchLM(nn.Module):
             fields, state, probe = aim.find(path)
             model = cls.from_shape(PatchShape(**fields))
             state |= {k: v for k, v in model.state_dict().items() if k.startswith("predictor.")}
-        model.load_state_dict(compared(state, model.state_dict(), path))
+        model.load_state_dict(match_keys(state, model.state_dict(), path))
         model.probe = probe
         return model.to(device or default_device()).eval()
 

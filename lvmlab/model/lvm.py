@@ -31,7 +31,7 @@ from lvmlab.tokenizer.tokenizer import (
     is_hub_id,
 )
 from lvmlab.utils import paths
-from lvmlab.utils.checkpoints import refusal
+from lvmlab.utils.checkpoints import unsafe_pickle_error
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.device import default_device
 from lvmlab.utils.files import write_file
@@ -329,10 +329,10 @@ class LVM(nn.Module):
                 f"{tokenizer.fingerprint}): the same ids mean other things; give the tokenizer it was "
                 f"trained on"
             )
-        if self.context < 2 * tokenizer.tokens:
+        if self.context < 2 * tokenizer.tokens_per_image:
             raise ValueError(
                 f"the model's context of {self.context} tokens does not hold two pictures of "
-                f"{tokenizer.tokens} tokens: "
+                f"{tokenizer.tokens_per_image} tokens: "
                 "give a tokenizer of fewer tokens or a model of a longer context"
             )
 
@@ -487,7 +487,7 @@ def _plain(folder: Path, name: str | Path, dtype: torch.dtype) -> LlamaForCausal
             (e for e in (error, error.__cause__, error.__context__) if isinstance(e, pickle.UnpicklingError)),
             None,
         ):
-            raise refusal(name, refused) from error
+            raise unsafe_pickle_error(name, refused) from error
         raise CheckpointError(
             f"{name} cannot be loaded ({' '.join(str(error).split())[:300]}): it is damaged or holds no "
             f"weights that can be read; "

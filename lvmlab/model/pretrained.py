@@ -23,13 +23,13 @@ from transformers import (
 from lvmlab.utils.checkpoints import (
     CheckpointError,
     State,
-    compared,
-    demand,
+    match_keys,
+    positive_ints,
     read_config,
     read_pickle,
     read_state,
+    require,
     weights_in,
-    whole,
 )
 from lvmlab.utils.files import atomic
 
@@ -61,8 +61,8 @@ def find(folder: Path) -> PreTrainedModel | None:
 
 
 def _sizes(config: dict, path: Path) -> dict:
-    found = whole(config, path, *_SIZES, max_position_embeddings=CONTEXT)
-    demand(
+    found = positive_ints(config, path, *_SIZES, max_position_embeddings=CONTEXT)
+    require(
         found["hidden_size"] % (2 * found["num_attention_heads"]) == 0,
         path,
         config,
@@ -76,7 +76,7 @@ def exported(folder: Path) -> LlamaForCausalLM:
     """DeLVM's exported LLaMA."""
     path = folder / "config.json"
     config = read_config(path)
-    demand(config.get("hidden_act", "silu") == "silu", path, config, "hidden_act", "silu")
+    require(config.get("hidden_act", "silu") == "silu", path, config, "hidden_act", "silu")
     shape = LlamaConfig(
         **_sizes(config, path),
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
@@ -92,7 +92,7 @@ def vit(folder: Path) -> Starcoder2ForCausalLM:
     path = folder / "config.json"
     config = read_config(path)
     act = config.get("hidden_act", "gelu")
-    demand(act in GELUS, path, config, "hidden_act", f"one of {', '.join(GELUS)}")
+    require(act in GELUS, path, config, "hidden_act", f"one of {', '.join(GELUS)}")
     shape = Starcoder2Config(
         **_sizes(config, path),
         norm_epsilon=config.get("norm_eps", 1e-6),
@@ -138,7 +138,7 @@ def training(folder: Path) -> LlamaForCausalLM:
         )
     path, state, before = folder / "model_config.pt", {}, 0
     config = read_pickle(path)
-    heads = whole(config if isinstance(config, dict) else {}, path, "num_attention_heads")[
+    heads = positive_ints(config if isinstance(config, dict) else {}, path, "num_attention_heads")[
         "num_attention_heads"
     ]
     for _, part in sorted(parts.items()):
@@ -177,7 +177,7 @@ def training(folder: Path) -> LlamaForCausalLM:
     wanted = {k: v for k, v in model.state_dict().items() if not re.search(r"self_attn\.[kv]_proj", k)}
     wanted = {k: torch.cat([v] * 3) if "self_attn.q_proj" in k else v for k, v in wanted.items()}
     wanted["model.embed_tokens.weight"] = torch.empty(width, codebook.shape[1])
-    found = compared(state, wanted, folder, _trained)
+    found = match_keys(state, wanted, folder, _trained)
     found["model.embed_tokens.weight"] = codebook.float() @ found["model.embed_tokens.weight"].T
     for key in [k for k in found if "self_attn.q_proj" in k]:
         for name, rows in zip("qkv", found.pop(key).chunk(3), strict=True):
@@ -213,7 +213,7 @@ def _read(folder: Path) -> State:
 
 
 def _filled(model: PreTrainedModel, state: State, where: Path, theirs=str) -> PreTrainedModel:
-    model.load_state_dict(compared(state, model.state_dict(), where, theirs))
+    model.load_state_dict(match_keys(state, model.state_dict(), where, theirs))
     return model
 
 

@@ -308,17 +308,17 @@ def complete(
     _check_prompts(tokenizer, prompts)
     if images < 1 or batch < 1:
         raise ValueError(f"images={images!r}, batch={batch!r}: give at least 1 of each")
-    n = images * tokenizer.tokens
+    n = images * tokenizer.tokens_per_image
     groups: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         groups.setdefault(len(prompt.examples), []).append(i)
     for examples in groups:
         _check_room(
             lvm,
-            (2 * examples + 1) * tokenizer.tokens,
+            (2 * examples + 1) * tokenizer.tokens_per_image,
             n,
             f"{examples} examples, a query and {images} answered "
-            f"picture{'s' * (images > 1)} of {tokenizer.tokens} tokens each",
+            f"picture{'s' * (images > 1)} of {tokenizer.tokens_per_image} tokens each",
         )
     order, parts = [], []
     for group in groups.values():
@@ -332,7 +332,9 @@ def complete(
     tokens, logprobs, entropies = (
         torch.cat([getattr(p, name) for p in parts])[back] for name in ("tokens", "logprobs", "entropies")
     )
-    drawn = tokenizer.decode(tokens.reshape(-1, tokenizer.tokens))  # (B * answers * images, 3, S, S)
+    drawn = tokenizer.decode(
+        tokens.reshape(-1, tokenizer.tokens_per_image)
+    )  # (B * answers * images, 3, S, S)
     return Completion(tokens, logprobs, entropies, drawn.unflatten(0, (len(prompts), -1, images)))
 
 

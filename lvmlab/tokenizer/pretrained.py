@@ -18,11 +18,11 @@ from lvmlab.tokenizer.vqgan import VQGANConfig
 from lvmlab.utils.checkpoints import (
     CheckpointError,
     State,
-    demand,
+    positive_ints,
     read_config,
     read_state,
+    require,
     weights_in,
-    whole,
 )
 
 KINDS = "open-muse's or diffusers' folder, taming's .ckpt with its .yaml, or LlamaGen's .pt"
@@ -77,14 +77,14 @@ def _several(config: dict, path: Path, field: str, default: tuple[int, ...]) -> 
         if isinstance(value, (list, tuple)) or value is None
         else (value,)
     )
-    demand(all(isinstance(v, int) and v > 0 for v in value), path, config, field, "positive integers")
+    require(all(isinstance(v, int) and v > 0 for v in value), path, config, field, "positive integers")
     return value
 
 
 def open_muse(folder: Path, config: dict) -> Found:
     """Fields that are left out take open-muse's defaults, which are not those of the released checkpoint."""
     path = folder / "config.json"
-    sizes = whole(
+    sizes = positive_ints(
         config,
         path,
         resolution=256,
@@ -101,9 +101,9 @@ def open_muse(folder: Path, config: dict) -> Found:
         "decoder_hidden_channels",
         "decoder_channel_mult",
     ):
-        demand(config.get(field) is None, path, config, field, "none (null)")
+        require(config.get(field) is None, path, config, field, "none (null)")
     # open-muse passes over an attention that is the only one of its level
-    demand(blocks > 1 or not attention, path, config, "num_res_blocks", "2 or more where there is attention")
+    require(blocks > 1 or not attention, path, config, "num_res_blocks", "2 or more where there is attention")
     shape = _config(
         path,
         resolution=sizes["resolution"],
@@ -115,7 +115,7 @@ def open_muse(folder: Path, config: dict) -> Found:
         mid_attention=not config.get("no_attn_mid_block", False),
         z_channels=sizes["z_channels"],
         embed_dim=sizes["quantized_embed_dim"],
-        codes=sizes["num_embeddings"],
+        codebook_size=sizes["num_embeddings"],
     )
     return (
         shape,
@@ -150,7 +150,7 @@ def taming(path: Path) -> Found:
             f"{config} describes no taming VQGAN ({type(error).__name__}: {error}): give the yaml it was "
             f"trained with"
         ) from error
-    sizes = whole(net, config, "resolution", "ch", "num_res_blocks", "z_channels") | whole(
+    sizes = positive_ints(net, config, "resolution", "ch", "num_res_blocks", "z_channels") | positive_ints(
         params, config, "embed_dim", "n_embed"
     )
     shape = _config(
@@ -164,7 +164,7 @@ def taming(path: Path) -> Found:
         z_channels=sizes["z_channels"],
         attn_resolutions=_several(net, config, "attn_resolutions", ()),
         embed_dim=sizes["embed_dim"],
-        codes=sizes["n_embed"],
+        codebook_size=sizes["n_embed"],
         signed=True,
     )
     return shape, {k: v for k, v in read_state(path, "state_dict").items() if not k.startswith("loss.")}, str
@@ -199,7 +199,7 @@ def llamagen(path: Path, resolution: int) -> Found:
         mid_attention=True,
         z_channels=state[needed[1]].shape[0],
         embed_dim=state[needed[2]].shape[1],
-        codes=state[needed[2]].shape[0],
+        codebook_size=state[needed[2]].shape[0],
         cosine=True,
         signed=True,
     )
@@ -222,12 +222,12 @@ def llamagen(path: Path, resolution: int) -> Found:
 def diffusers(folder: Path, config: dict, resolution: int) -> Found:
     """aMUSEd's: pictures in [0, 1], as its pipeline has them, whose size its configuration does not say."""
     path = folder / "config.json"
-    sizes = whole(
+    sizes = positive_ints(
         config, path, "latent_channels", "num_vq_embeddings", layers_per_block=1, norm_num_groups=32
     )
-    sizes |= whole(config, path, vq_embed_dim=sizes["latent_channels"])
+    sizes |= positive_ints(config, path, vq_embed_dim=sizes["latent_channels"])
     widths, blocks = _several(config, path, "block_out_channels", (64,)), sizes["layers_per_block"]
-    demand(config.get("act_fn", "silu") in ("silu", "swish"), path, config, "act_fn", "silu")
+    require(config.get("act_fn", "silu") in ("silu", "swish"), path, config, "act_fn", "silu")
     shape = _config(
         path,
         resolution=resolution,
@@ -238,7 +238,7 @@ def diffusers(folder: Path, config: dict, resolution: int) -> Found:
         mid_attention=config.get("mid_block_add_attention", True),
         z_channels=sizes["latent_channels"],
         embed_dim=sizes["vq_embed_dim"],
-        codes=sizes["num_vq_embeddings"],
+        codebook_size=sizes["num_vq_embeddings"],
         groups=sizes["norm_num_groups"],
     )
     state = read_state(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lvmlab.tokenizer import pretrained as vqgans
 from lvmlab.tokenizer.vqgan import VQGAN, VQGANConfig
 from lvmlab.utils import paths
-from lvmlab.utils.checkpoints import CheckpointError, compared, read_config, read_state, weights_in
+from lvmlab.utils.checkpoints import CheckpointError, match_keys, read_config, read_state, weights_in
 from lvmlab.utils.device import default_device, precision
 from lvmlab.utils.files import atomic, write_file
 
@@ -74,7 +74,7 @@ class Tokenizer:
             shape, state, theirs = vqgans.find(path, resolution)
         with torch.device("meta"):
             net = VQGAN(shape)
-        net.load_state_dict(compared(state, net.state_dict(), path, theirs), assign=True)
+        net.load_state_dict(match_keys(state, net.state_dict(), path, theirs), assign=True)
         return cls(net, training=training, **options)
 
     def save_pretrained(
@@ -118,15 +118,12 @@ class Tokenizer:
 
     @property
     def codebook_size(self) -> int:
-        return self.config.codes
+        return self.config.codebook_size
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of shape and weights: equal if and only if the tokens mean the same."""
-        shape = {
-            k: v for k, v in asdict(self.config).items() if k != "signed" or v
-        }  # a field younger than the first fingerprints
-        return fingerprint(self.net, json.dumps(shape, sort_keys=True))
+        return fingerprint(self.net, json.dumps(self.config.canonical(), sort_keys=True))
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -255,6 +252,8 @@ def fetched(name: str) -> Path:
 
 def _shape(path: Path, config: dict) -> tuple[VQGANConfig, dict]:
     fields = {k: v for k, v in config.items() if k not in ("model_type", "training")}
+    if "codes" in fields:  # the name of this field in older folders
+        fields["codebook_size"] = fields.pop("codes")
     try:
         return VQGANConfig(**fields), config.get("training", {})
     except (ValueError, TypeError) as error:

@@ -8,7 +8,7 @@ a cosine look-up
 (arXiv 2110.04627).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class VQGANConfig:
     local: bool = False
     z_channels: int = 64
     embed_dim: int = 64
-    codes: int = 8192
+    codebook_size: int = 8192
     cosine: bool = False
     patch: int = 1
     groups: int = 32
@@ -61,7 +61,10 @@ class VQGANConfig:
         check_fields(
             self,
             **{k: (isinstance(v, int) and v > 0, "a positive integer") for k, v in whole.items()},
-            codes=(isinstance(self.codes, int) and self.codes > 1, "an integer over 1"),
+            codebook_size=(
+                isinstance(self.codebook_size, int) and self.codebook_size > 1,
+                "an integer over 1",
+            ),
             patch=(self.patch in (1, 2, 4, 8), "1, 2, 4 or 8"),
             channel_mult=(
                 self.channel_mult and all(isinstance(m, int) and m > 0 for m in self.channel_mult),
@@ -78,6 +81,17 @@ class VQGANConfig:
             resolution=(self.resolution % self.stride == 0, f"a multiple of {self.stride}"),
         )
 
+    def canonical(self) -> dict:
+        """The fields under the names that fingerprints hash.
+
+        Fingerprints are older than the name ``codebook_size`` and the field ``signed``.
+        """
+        fields = asdict(self)
+        fields["codes"] = fields.pop("codebook_size")
+        if not self.signed:
+            del fields["signed"]
+        return fields
+
     @property
     def stride(self) -> int:
         """Pixels a token, along each side."""
@@ -90,14 +104,14 @@ class VQGANConfig:
 
     @staticmethod
     def preset(name: str) -> "VQGANConfig":
-        if name not in PRESETS:
+        if name not in VQGAN_PRESETS:
             raise ValueError(
-                f"tokenizer preset {name!r} is not known: choose from {', '.join(sorted(PRESETS))}"
+                f"tokenizer preset {name!r} is not known: choose from {', '.join(sorted(VQGAN_PRESETS))}"
             )
-        return PRESETS[name]
+        return VQGAN_PRESETS[name]
 
 
-PRESETS = {
+VQGAN_PRESETS = {
     "f16-8192": VQGANConfig(),  # 256 px, 16x16 tokens, 146M parameters
     "mini": VQGANConfig(
         resolution=64,
@@ -109,20 +123,20 @@ PRESETS = {
         local=True,
         z_channels=64,
         embed_dim=16,
-        codes=1024,
+        codebook_size=1024,
         cosine=True,
         patch=4,
         groups=16,
     ),
 }
-PRESETS["tiny"] = replace(
-    PRESETS["mini"],
+VQGAN_PRESETS["tiny"] = replace(
+    VQGAN_PRESETS["mini"],
     resolution=16,
     hidden_channels=8,
     decoder_res_blocks=1,
     z_channels=8,
     embed_dim=4,
-    codes=16,
+    codebook_size=16,
     patch=2,
     groups=4,
 )  # for tests: 4x4 tokens
@@ -161,11 +175,11 @@ class Codebook(nn.Module):
     def __init__(self, config: VQGANConfig):
         super().__init__()
         self.cosine = config.cosine
-        self.embedding = nn.Embedding(config.codes, config.embed_dim)
+        self.embedding = nn.Embedding(config.codebook_size, config.embed_dim)
         if config.cosine:
             nn.init.normal_(self.embedding.weight)
         else:
-            nn.init.uniform_(self.embedding.weight, -1 / config.codes, 1 / config.codes)
+            nn.init.uniform_(self.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
 
     def table(self) -> Tensor:
         weight = self.embedding.weight.float()

@@ -128,22 +128,24 @@ class TrainingVQGAN(nn.Module):
 
         if quantiser not in QUANTISERS:
             raise ValueError(f"quantiser={quantiser!r}: choose from {', '.join(QUANTISERS)}")
-        if quantiser == "fsq" and config.codes not in FSQ_LEVELS:
+        if quantiser == "fsq" and config.codebook_size not in FSQ_LEVELS:
             raise ValueError(
-                f"VQGANConfig.codes={config.codes!r}: FSQ has levels for {', '.join(map(str, FSQ_LEVELS))}"
+                f"VQGANConfig.codebook_size={config.codebook_size!r}: FSQ has levels for {', '.join(map(str, FSQ_LEVELS))}"
             )
         self.recipe, self.config, self.quantiser = recipe, config, quantiser
-        self.codes = config.codes if quantiser == "vq" else math.prod(FSQ_LEVELS[config.codes])
+        self.codebook_size = (
+            config.codebook_size if quantiser == "vq" else math.prod(FSQ_LEVELS[config.codebook_size])
+        )
         self.net = VQGAN(config).to(memory_format=torch.channels_last)
         self.net.quantize.requires_grad_(False)  # filled from `quantizer` by `export`
         if quantiser == "fsq":
             self.quantizer = FSQ(
-                FSQ_LEVELS[config.codes], dim=config.embed_dim, force_quantization_f32=False
+                FSQ_LEVELS[config.codebook_size], dim=config.embed_dim, force_quantization_f32=False
             )  # it is fed fp32
         else:
             self.quantizer = VectorQuantize(
                 dim=config.embed_dim,
-                codebook_size=config.codes,
+                codebook_size=config.codebook_size,
                 use_cosine_sim=config.cosine,
                 kmeans_init=True,
                 decay=recipe.decay,
@@ -280,7 +282,7 @@ def evaluate(model: TrainingVQGAN, pool: Pool, per_kind: int = 128, batch: int =
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    scores, used = {}, torch.zeros(model.codes, dtype=torch.bool)
+    scores, used = {}, torch.zeros(model.codebook_size, dtype=torch.bool)
     for kind, of in zip(KINDS, pool.of_kind, strict=True):
         decibels, iou = [], []
         for chunk in np.array_split(of[:per_kind], max(1, math.ceil(min(per_kind, len(of)) / batch))):

@@ -52,7 +52,7 @@ def read_pickle(path: Path):
         with torch.serialization.safe_globals([(OrderedDict, name) for name in HARMLESS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise refusal(path, error) from error
+        raise unsafe_pickle_error(path, error) from error
     except (OSError, ValueError, RuntimeError, EOFError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({_first(error)}): it is missing or damaged; copy it again"
@@ -78,7 +78,7 @@ def read_state(path: Path, *inside: str) -> State:
     return {k: v for k, v in found.items() if isinstance(v, Tensor)}
 
 
-def refusal(path: str | Path, error: BaseException) -> CheckpointError:
+def unsafe_pickle_error(path: str | Path, error: BaseException) -> CheckpointError:
     """What to say of a pickle that wants more than tensors, with the name of what it wants."""
     wanted = re.search(r"GLOBAL (\S+)", str(error))
     return CheckpointError(
@@ -98,7 +98,7 @@ def weights_in(folder: Path, *names: str) -> Path:
     return found
 
 
-def compared(state: State, wanted: State, where: str | Path, theirs: Callable[[str], str] = str) -> State:
+def match_keys(state: State, wanted: State, where: str | Path, theirs: Callable[[str], str] = str) -> State:
     """The state under the names of ``wanted`` as fp32. theirs: what the file calls a wanted tensor.
 
     Raises CheckpointError with the whole list of what is missing, unexpected, misshapen or not finite, under
@@ -124,7 +124,7 @@ def compared(state: State, wanted: State, where: str | Path, theirs: Callable[[s
     return {named[k]: v.float() for k, v in state.items()}
 
 
-def whole(config: dict, path: Path, *fields: str, **defaults) -> dict:
+def positive_ints(config: dict, path: Path, *fields: str, **defaults) -> dict:
     """Positive integers of a configuration: ``fields`` that must be there, and those that have a default.
     Raises CheckpointError that names one.
     """
@@ -141,7 +141,7 @@ def whole(config: dict, path: Path, *fields: str, **defaults) -> dict:
     return found
 
 
-def demand(good: bool, path: Path, config: dict, field: str, accepted: str) -> None:
+def require(good: bool, path: Path, config: dict, field: str, accepted: str) -> None:
     """Raises CheckpointError that names a field unless it is good."""
     if not good:
         raise CheckpointError(f"{path} says {field}={config.get(field)!r}: the lab knows {accepted}")

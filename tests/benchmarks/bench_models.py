@@ -150,7 +150,7 @@ def skill(name: str, model: str, tokenizer: Tokenizer) -> Row:
     scorer = Scorer(Job("segmentation", prompts=PROMPTS, split="val"), fp32)
     skills = {}
     for which, speaker in (("auto", tokenizer), ("fp32", fp32)):
-        pictures = picture(fp32, answer(lvm, encoded(speaker, scorer.sentences), speaker.tokens))
+        pictures = picture(fp32, answer(lvm, encoded(speaker, scorer.sentences), speaker.tokens_per_image))
         skills[which] = scorer.rows(scorer.scores(pictures), model, 0.0)[0]["skill"]
     ours, theirs = (float("nan") if v is None else v for v in skills.values())
     what = (

@@ -107,7 +107,7 @@ def codebook_sheet(tokenizer: Tokenizer, use: Use, columns: int = 32) -> Figure:
     first dead one is framed.
     """
     g, size, order = tokenizer.grid, tokenizer.size, np.argsort(-use.counts, kind="stable")
-    pictures = tokenizer.decode(torch.from_numpy(order)[:, None].expand(-1, tokenizer.tokens))
+    pictures = tokenizer.decode(torch.from_numpy(order)[:, None].expand(-1, tokenizer.tokens_per_image))
     half = max(1, size // g // 4)
     middle = pictures[:, :, size // 2 - half : size // 2 + half, size // 2 - half : size // 2 + half]
     rows, side = -(-len(order) // columns), 2 * half

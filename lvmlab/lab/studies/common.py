@@ -91,7 +91,9 @@ def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer
 def losses(lvm: LVM, asked: Scorers, first: int | None = None) -> dict[str, float]:
     """Cross entropy of the answers to the ``first`` prompts (None: all), in nats a token: a point of a curve."""
     return {
-        task: float(evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens)[0].mean())
+        task: float(
+            evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens_per_image)[0].mean()
+        )
         for task, scorer in asked.items()
     }
 
@@ -103,13 +105,13 @@ def scored(lvm: LVM, asked: Scorers, *, name: str = "", shown: int = 0) -> dict:
     scores, final, answers = [], {}, {}
     for task, scorer in asked.items():
         tokenizer = scorer.tokenizer
-        tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens)
+        tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens_per_image)
         answers[task] = tokens[:shown].tolist()
         row = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), name, 0.0)[0]
         scores.append(
             {k: row[k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")}
         )
-        cost, right = evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens)
+        cost, right = evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens_per_image)
         final[task] = evaluate.perplexities(cost) | {"accuracy": float(right.mean())}
     return {"scores": scores, "losses": final, "answers": answers}
 

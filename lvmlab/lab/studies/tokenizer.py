@@ -120,7 +120,7 @@ def reach(tokenizer: Tokenizer, pictures: Tensor, seed: int = 0) -> tuple[np.nda
     (mean 1 over the
     offsets seen), and the share of all change that falls on the cell or its eight neighbours.
     """
-    g, n = tokenizer.grid, tokenizer.tokens
+    g, n = tokenizer.grid, tokenizer.tokens_per_image
     generator = torch.Generator().manual_seed(seed)
     total, seen, near = np.zeros((2 * g - 1, 2 * g - 1)), np.zeros((2 * g - 1, 2 * g - 1)), 0.0
     for tokens in tokenizer.encode(pictures):
@@ -180,7 +180,9 @@ def use_by_kind(tokenizer: Tokenizer, pool: Pool, per_kind: int = 300) -> dict[s
 # A small training, live
 
 
-SMALL = replace(VQGANConfig.preset("mini"), hidden_channels=24, decoder_res_blocks=1, groups=8, codes=256)
+SMALL = replace(
+    VQGANConfig.preset("mini"), hidden_channels=24, decoder_res_blocks=1, groups=8, codebook_size=256
+)
 SHORT = Recipe(free_batches=40, shares=(0.34, 0.34, 0.32, 0.0))
 
 
@@ -229,7 +231,7 @@ class Setting:
 
     @property
     def network(self) -> VQGANConfig:
-        return replace(SMALL, hidden_channels=self.channels, codes=self.codes)
+        return replace(SMALL, hidden_channels=self.channels, codebook_size=self.codes)
 
     @property
     def training(self) -> TrainConfig:
@@ -244,7 +246,7 @@ class Setting:
     def config(self) -> dict:
         """All that decides the outcome: what the run is named by."""
         # fields that came later, as long as they are what was always done
-        network = {k: v for k, v in asdict(self.network).items() if (k, v) != ("signed", False)}
+        network = self.network.canonical()
         training = {
             k: v
             for k, v in asdict(self.training).items()
@@ -311,8 +313,8 @@ def _scores(folder, pool: Pool, per_kind: int = 128) -> tuple[dict[str, float], 
         ]
     )
     return score(model, pool, per_kind) | {
-        "perplexity": round(code_use(tokens, model.codes).perplexity, 1)
-    }, model.codes
+        "perplexity": round(code_use(tokens, model.codebook_size).perplexity, 1)
+    }, model.codebook_size
 
 
 def seeds_of(record: dict, quantiser: str, metric: str) -> list[float]:

@@ -65,7 +65,7 @@ class Session:
 
     def __init__(self, tokenizer: Tokenizer | None = None, models: dict[str, LVM] | None = None):
         self.tokenizer, self.models = tokenizer or Tokenizer.from_pretrained("mini"), dict(models or {})
-        self.names, self.n = [*self.models] or shipped(), self.tokenizer.tokens
+        self.names, self.n = [*self.models] or shipped(), self.tokenizer.tokens_per_image
         self.draw()
 
     def lvm(self, name: str) -> LVM:
