@@ -21,9 +21,9 @@ from lvmlab.world import VERSION
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
 
 
-def key(study: str, config: dict) -> str:
-    """The name of a run: the study and a hash of all that decides its outcome."""
-    text = json.dumps({"study": study, "world": VERSION, "config": config}, sort_keys=True)
+def key(study: str, config: dict, world: str | None = None) -> str:
+    """The name of a run: the study and a hash of all that decides its outcome. world: today's where it is None."""
+    text = json.dumps({"study": study, "world": world or VERSION, "config": config}, sort_keys=True)
     return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

@@ -1,0 +1,109 @@
+"""Re-keys stored runs after a field of their configuration was renamed: `python assets/rekey.py [FOLDER ...]`.
+
+A run's name is the hash of its configuration, so a field's new name changes it. The tables below hold every change of
+a name, a room at a time; a run that already has the new names stays as it is. Without a folder the script goes through
+the shipped runs and those in the user's cache.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from lvmlab.lab import runs
+from lvmlab.utils.files import write_file
+
+ALL = "*"  # every study
+
+# (study, part of the configuration with dots between, {former name: name}); "" is the configuration itself
+RENAMED: list[tuple[str, str, dict[str, str]]] = [
+    # model
+    # data
+    # distillation
+    # training
+    # studies
+]
+
+# (study, field with dots before it, {former value: value}), in the new names of fields
+REVALUED: list[tuple[str, str, dict]] = [
+    # data
+    # distillation
+    # studies
+]
+
+# (study, part, names of fields that no longer exist)
+REMOVED: list[tuple[str, str, tuple[str, ...]]] = []
+
+# (study, part, {field: the value that was always meant before it existed})
+ADDED: list[tuple[str, str, dict]] = []
+
+
+def part(config: dict, path: str) -> dict:
+    """A part of a configuration, "network" or "arm.mixture"; an empty one where the run has none."""
+    for name in filter(None, path.split(".")):
+        config = config.get(name) or {}
+    return config
+
+
+def renew(study: str, config: dict) -> dict:
+    """A configuration in today's names.
+
+    Args:
+        study: The name of its study.
+        config: As it is stored; it stays as it is.
+
+    Returns:
+        A new configuration.
+    """
+    config = json.loads(json.dumps(config))
+
+    def mine(table: list) -> list:
+        return [row[1:] for row in table if row[0] in (ALL, study)]
+
+    # names first: the tables below use the new ones
+    for path, names in mine(RENAMED):
+        fields = part(config, path)
+        for former, name in names.items():
+            if former in fields:
+                fields[name] = fields.pop(former)
+
+    for path, values in mine(REVALUED):
+        folder, _, field = path.rpartition(".")
+        fields = part(config, folder)
+        if isinstance(fields.get(field), str):
+            fields[field] = values.get(fields[field], fields[field])
+
+    for path, names in mine(REMOVED):
+        for name in names:
+            part(config, path).pop(name, None)
+
+    for path, values in mine(ADDED):
+        fields = part(config, path)
+        if fields:
+            fields.update(values | fields)
+    return config
+
+
+def rekey(path: Path) -> Path:
+    """Renews one stored run and the name of its file; returns the file's path."""
+    record = json.loads(path.read_text())
+    config = renew(record["study"], record["config"])
+    name = runs.key(record["study"], config, record["world"])
+    if (name, config) == (record["name"], record["config"]):
+        return path
+    renewed = path.with_name(f"{name}.json")
+    write_file(renewed, json.dumps(record | {"name": name, "config": config}) + "\n")
+    if renewed != path:
+        path.unlink()
+    return renewed
+
+
+def main(folders: list[str]) -> None:
+    for folder in map(Path, folders or runs.folders().values()):
+        for path in sorted(folder.glob("*.json")):
+            renewed = rekey(path)
+            if renewed != path:
+                print(f"{path.stem} -> {renewed.stem}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
