@@ -518,7 +518,7 @@ def _find(name: str | Path) -> Path:
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"{folder / CONFIG} is missing: give a folder written by save_pretrained")
         kind = _model_type(folder / CONFIG)
-        if kind == "lvmlab-vqgan":
+        if kind in ("lvmlab-vqgan", "lvmlab-vitvq"):
             raise CheckpointError(f"{name} holds a tokenizer: use Tokenizer.from_pretrained")
         if kind not in ("llama", "internlm", "vit"):
             raise CheckpointError(

@@ -11,17 +11,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lvmlab.tokenizer import pretrained as vqgans
-from lvmlab.tokenizer.vqgan import VQGAN, VQGANConfig
+from lvmlab.tokenizer.vitvq import VITVQ_PRESETS, ViTVQ, ViTVQConfig
+from lvmlab.tokenizer.vqgan import VQGAN, VQGAN_PRESETS, VQGANConfig
 from lvmlab.utils import paths
 from lvmlab.utils.checkpoints import CheckpointError, match_keys, read_config, read_state, weights_in
 from lvmlab.utils.device import default_device, precision
 from lvmlab.utils.files import atomic, write_file
 
 CONFIG, WEIGHTS, LOG = "config.json", "model.safetensors", "log.json"
+PRESETS = {**VQGAN_PRESETS, **VITVQ_PRESETS}
+NETWORKS = {
+    "lvmlab-vqgan": (VQGANConfig, VQGAN),
+    "lvmlab-vitvq": (ViTVQConfig, ViTVQ),
+}  # by config.json's model_type
 
 
 class Tokenizer:
-    """A VQGAN ready for use.
+    """A VQGAN or a ViTVQ ready for use.
 
         tokenizer = Tokenizer.from_pretrained("mini")
         tokens = tokenizer.encode(images)      # (B, 3, H, W) in [0, 1] -> (B, N) int64, raster order
@@ -34,14 +40,14 @@ class Tokenizer:
 
     def __init__(
         self,
-        net: VQGAN,
+        net: VQGAN | ViTVQ,
         *,
         device: torch.device | str | None = None,
         precision: str = "auto",
         batch_size: int = 128,
         training: dict | None = None,
     ):
-        self.config: VQGANConfig = net.config
+        self.config: VQGANConfig | ViTVQConfig = net.config
         self.device = torch.device(device or default_device())
         self.precision = _precision(precision, self.device)
         self.batch_size = batch_size
@@ -51,10 +57,10 @@ class Tokenizer:
     @classmethod
     def from_preset(cls, name: str, *, seed: int = 0, **options) -> "Tokenizer":
         """Fresh, untrained weights of a preset shape; the same seed gives the same weights."""
-        config = VQGANConfig.preset(name)
+        shape = preset(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(VQGAN(config), **options)
+            return cls(network(shape), **options)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, resolution: int | None = None, **options) -> "Tokenizer":
@@ -67,13 +73,13 @@ class Tokenizer:
         """
         path = _find(name)
         training, config = {}, read_config(path / CONFIG) if (path / CONFIG).is_file() else {}
-        if config.get("model_type") == "lvmlab-vqgan":
+        if config.get("model_type") in NETWORKS:
             shape, training = _shape(path / CONFIG, config)
             state, theirs = read_state(weights_in(path, WEIGHTS)), str
         else:
             shape, state, theirs = vqgans.find(path, resolution)
         with torch.device("meta"):
-            net = VQGAN(shape)
+            net = network(shape)
         net.load_state_dict(match_keys(state, net.state_dict(), path, theirs), assign=True)
         return cls(net, training=training, **options)
 
@@ -93,13 +99,9 @@ class Tokenizer:
             save_file(state, temporary, metadata={"format": "pt"})
         if log is not None:
             write_file(folder / LOG, json.dumps(log))
-        write_file(
-            folder / CONFIG,
-            json.dumps(
-                {"model_type": "lvmlab-vqgan", **asdict(self.config), "training": self.training}, indent=1
-            )
-            + "\n",
-        )
+        kind = next(k for k, (shape, _) in NETWORKS.items() if isinstance(self.config, shape))
+        config = {"model_type": kind, **asdict(self.config), "training": self.training}
+        write_file(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
     @property
     def size(self) -> int:
@@ -250,12 +252,25 @@ def fetched(name: str) -> Path:
         ) from error
 
 
-def _shape(path: Path, config: dict) -> tuple[VQGANConfig, dict]:
+def preset(name: str) -> VQGANConfig | ViTVQConfig:
+    """The shape of this name. Raises ValueError that lists the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"tokenizer preset {name!r} is not known: choose from {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
+
+
+def network(shape: VQGANConfig | ViTVQConfig) -> VQGAN | ViTVQ:
+    """A fresh network of a shape."""
+    return next(net for kind, net in NETWORKS.values() if isinstance(shape, kind))(shape)
+
+
+def _shape(path: Path, config: dict) -> tuple[VQGANConfig | ViTVQConfig, dict]:
+    kind, _ = NETWORKS[config["model_type"]]
     fields = {k: v for k, v in config.items() if k not in ("model_type", "training")}
     if "codes" in fields:  # the name of this field in older folders
         fields["codebook_size"] = fields.pop("codes")
     try:
-        return VQGANConfig(**fields), config.get("training", {})
+        return kind(**fields), config.get("training", {})
     except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} cannot be used ({error}): it is damaged or of another kind of model"
