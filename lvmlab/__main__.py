@@ -251,14 +251,14 @@ def train(
     from lvmlab.model.lvm import LVM, SHAPES
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.training.loop import TrainConfig
-    from lvmlab.training.lvm import Recipe, started, train_lvm
+    from lvmlab.training.lvm import LVMRecipe, load_start, train_lvm
     from lvmlab.utils.device import default_device
     from lvmlab.world import tasks
 
     shape = shape or (None if start else "mini-student")
     if shape is not None and shape not in SHAPES:
         raise ValueError(f"{shape!r} is no shape: choose from {', '.join(SHAPES)}")
-    origin = started(start) if start else None
+    origin = load_start(start) if start else None
     state = PartialState(cpu=default_device().type == "cpu")
     speaker, master = Tokenizer.from_pretrained(tokenizer), LVM.from_pretrained(teacher) if teacher else None
     kept = {"precision": precision, "accumulation": accumulation, "tracker": tracker}
@@ -269,10 +269,10 @@ def train(
         else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
     )
     most = (origin.context if start else SHAPES[shape].context) // (2 * speaker.tokens_per_image)
-    recipe = Recipe(
+    recipe = LVMRecipe(
         tokens=tokens,
         phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
-        mixture=Mixture("resampled", temperature=2.0) if store else Recipe.mixture,
+        mixture=Mixture("balanced", temperature=2.0) if store else LVMRecipe.mixture,
     )
     if store is None:
         build(

@@ -14,10 +14,10 @@ from lvmlab.model.lora import SCALE, adapt, merge
 from lvmlab.model.lvm import LVM, SHAPES, Shape
 from lvmlab.model.prompting import complete_tokens
 from lvmlab.training.loop import TrainConfig, load_checkpoint
-from lvmlab.training.lvm import Recipe, export_lvm, load_lvm, train_lvm
+from lvmlab.training.lvm import LVMRecipe, export_lvm, load_lvm, train_lvm
 
 CONFIG = TrainConfig(steps=8, lr=2e-2, warmup=1, precision="fp32", save_every=100, log_every=1)
-RECIPE = Recipe(tokens=64, phases=((1.0, 4),), mixture=Mixture("natural"))
+RECIPE = LVMRecipe(tokens=64, phases=((1.0, 4),), mixture=Mixture("natural"))
 
 
 @pytest.fixture

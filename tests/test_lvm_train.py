@@ -12,15 +12,24 @@ from stores import write_store
 from lvmlab.data.mixture import Mixture
 from lvmlab.model.lvm import LVM, SHAPES
 from lvmlab.training.loop import TrainConfig, TrainingError
-from lvmlab.training.lvm import Recipe, disturb, export_lvm, load_lvm, push_lvm, recode, train_lvm, weights
+from lvmlab.training.lvm import (
+    LVMRecipe,
+    corrupt_answers,
+    export_lvm,
+    load_lvm,
+    permute_label_codes,
+    push_lvm,
+    train_lvm,
+    weights,
+)
 from lvmlab.utils.device import default_device, describe
 
 CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
-RECIPE = Recipe(
+RECIPE = LVMRecipe(
     tokens=128,
     phases=((0.5, 2), (1.0, 4)),
     grid_start=False,
-    mixture=Mixture("resampled", weights={"segmentation": 0.8, "motion": 0.2}),
+    mixture=Mixture("balanced", weights={"segmentation": 0.8, "motion": 0.2}),
 )
 
 
@@ -48,7 +57,7 @@ def test_answers_weigh_more_than_inputs_and_in_a_clip_all_frames_after_two_are_a
         ["segmentation", "derain", "motion", "photos"],
         2,
         3,
-        Recipe(image_weight=0.25, answer_weights={"derain": 0.5, "motion": 0.75}),
+        LVMRecipe(image_weight=0.25, answer_weights={"derain": 0.5, "motion": 0.75}),
         {"segmentation": 2, "derain": 2, "motion": 16, "photos": 1},
     )
     assert found.shape == (4, 2 * 2 * 3)
@@ -60,13 +69,13 @@ def test_answers_weigh_more_than_inputs_and_in_a_clip_all_frames_after_two_are_a
 
 def test_disturbed_answers_hold_tokens_of_the_sentences_own_answers_and_inputs_stay():
     tokens = torch.randperm(6 * 4 * 2 * 16, generator=torch.Generator().manual_seed(0)).view(6, -1)
-    read = disturb(tokens, 4, 0.5, np.random.default_rng(0)).view(6, 4, 2, 16)
+    read = corrupt_answers(tokens, 4, 0.5, np.random.default_rng(0)).view(6, 4, 2, 16)
     true = tokens.view(6, 4, 2, 16)
     assert torch.equal(read[:, :, 0], true[:, :, 0])
     touched = (read[:, :, 1] != true[:, :, 1]).any(-1)
     assert 0.25 < touched.float().mean() < 0.75
     assert all(torch.isin(r, t).all() for r, t in zip(read[:, :, 1], true[:, :, 1], strict=True))
-    assert torch.equal(disturb(tokens, 4, 0.0, np.random.default_rng(0)), tokens)
+    assert torch.equal(corrupt_answers(tokens, 4, 0.0, np.random.default_rng(0)), tokens)
 
 
 def test_what_is_read_is_disturbed_and_what_is_to_be_written_is_not():
@@ -125,9 +134,9 @@ def test_recoded_labels_keep_their_pattern_and_inputs_stay():
     tokens = torch.randint(0, 32, (40, 4 * 2 * 16), generator=torch.Generator().manual_seed(0))
     codes = np.arange(4, 32)
     names = ["segmentation", "pose"] * 20
-    found = recode(tokens, names, 4, {"segmentation": 0.5}, codes, np.random.default_rng(0)).view(
-        40, 4, 2, 16
-    )
+    found = permute_label_codes(
+        tokens, names, 4, {"segmentation": 0.5}, codes, np.random.default_rng(0)
+    ).view(40, 4, 2, 16)
     true = tokens.view(40, 4, 2, 16)
     assert torch.equal(found[:, :, 0], true[:, :, 0]) and torch.equal(found[1::2], true[1::2])
     changed = [i for i in range(0, 40, 2) if not torch.equal(found[i], true[i])]
@@ -177,16 +186,16 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     for options, message in (
         ({"phases": ((0.5, 4),)}, "phases"),
         ({"image_weight": -1.0}, "image_weight"),
-        ({"noise": 2.0}, "noise"),
+        ({"corruption_rate": 2.0}, "corruption_rate"),
     ):
         with pytest.raises(ValueError, match=message):
-            Recipe(**options)
+            LVMRecipe(**options)
     few = dict(shape="tiny", config=CONFIG, tokens_per_image=4, progress=False)
     with pytest.raises(ValueError, match="names segment, the store holds motion, segmentation"):
         train_lvm(
             store,
             tmp_path,
-            recipe=dataclasses.replace(RECIPE, mixture=Mixture("resampled", weights={"segment": 1.0})),
+            recipe=dataclasses.replace(RECIPE, mixture=Mixture("balanced", weights={"segment": 1.0})),
             **few,
         )
     with pytest.raises(
@@ -196,7 +205,13 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     assert not SHAPES["tiny"].bias
     with pytest.raises(ValueError, match="biases"):
         train_lvm(
-            store, tmp_path, shape="tiny", config=CONFIG, recipe=Recipe(), tokens_per_image=4, progress=False
+            store,
+            tmp_path,
+            shape="tiny",
+            config=CONFIG,
+            recipe=LVMRecipe(),
+            tokens_per_image=4,
+            progress=False,
         )
     assert LVM.from_shape("mini-student").start_from_grid(64).shape == "mini-student"
 

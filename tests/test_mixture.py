@@ -20,7 +20,7 @@ def test_natural_and_augmented_follow_the_rows():
 
 
 def test_resampled_by_weights_or_temperature():
-    assert Mixture("resampled", weights={"pose": 3, "derain": 1}).shares(COUNTS) == {
+    assert Mixture("balanced", weights={"pose": 3, "derain": 1}).shares(COUNTS) == {
         "pose": 0.75,
         "derain": 0.25,
     }
@@ -28,7 +28,7 @@ def test_resampled_by_weights_or_temperature():
     assert root["segmentation"] / root["pose"] == pytest.approx(20**0.5) and sum(
         root.values()
     ) == pytest.approx(1)
-    assert Mixture("resampled", temperature=1e9).shares(COUNTS)["pose"] == pytest.approx(1 / 3)
+    assert Mixture("balanced", temperature=1e9).shares(COUNTS)["pose"] == pytest.approx(1 / 3)
 
 
 def test_one_task_after_another_and_with_replay():
@@ -50,7 +50,7 @@ def test_how_many_copies_are_drawn_from():
 
 def test_a_task_that_is_not_stored_is_named():
     with pytest.raises(ValueError, match="names edges, the store holds segmentation, derain, pose"):
-        Mixture("resampled", weights={"pose": 1, "edges": 1}).shares(COUNTS)
+        Mixture("balanced", weights={"pose": 1, "edges": 1}).shares(COUNTS)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_a_task_that_is_not_stored_is_named():
     [
         ({"scheme": "balanced"}, "scheme"),
         ({"weights": {"pose": 1}}, "weights"),
-        ({"scheme": "resampled", "weights": {"pose": 0}}, "weights"),
-        ({"scheme": "resampled", "weights": {"pose": -1, "derain": 3}}, "weights"),
+        ({"scheme": "balanced", "weights": {"pose": 0}}, "weights"),
+        ({"scheme": "balanced", "weights": {"pose": -1, "derain": 3}}, "weights"),
         ({"temperature": 2}, "temperature"),
         ({"scheme": "mixture", "temperature": 0}, "temperature"),
         ({"scheme": "sequential"}, "order"),

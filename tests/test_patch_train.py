@@ -10,8 +10,8 @@ from test_probe import squares
 from lvmlab.data import labelled
 from lvmlab.model.aim import SHAPES, PatchLM, PatchShape
 from lvmlab.training.aim import (
+    AIMRecipe,
     Classifier,
-    Tuning,
     answers,
     finetune,
     load_classifier,
@@ -97,7 +97,7 @@ def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path):
 
 
 def test_layers_nearer_the_pictures_learn_slower_and_vectors_do_not_decay():
-    model = Classifier(PatchLM.from_shape(TINY), 3, Tuning(layer_decay=0.5))
+    model = Classifier(PatchLM.from_shape(TINY), 3, AIMRecipe(layer_decay=0.5))
     groups, names = model.param_groups(CONFIG), {id(p): n for n, p in model.named_parameters()}
     scales = {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert scales.keys() == dict(model.named_parameters()).keys()
@@ -109,7 +109,7 @@ def test_layers_nearer_the_pictures_learn_slower_and_vectors_do_not_decay():
 @pytest.mark.parametrize("kind", KINDS)
 def test_stochastic_depth_passes_by_blocks_in_training_alone(kind):
     model, pictures = (
-        Classifier(PatchLM.from_shape(KINDS[kind]), 3, Tuning(depth=0.9)),
+        Classifier(PatchLM.from_shape(KINDS[kind]), 3, AIMRecipe(drop_path_rate=0.9)),
         torch.rand(64, 3, 16, 16),
     )
     torch.manual_seed(0)
@@ -121,8 +121,8 @@ def test_stochastic_depth_passes_by_blocks_in_training_alone(kind):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Tuning.depth=1.0"):
-        Tuning(depth=1.0)
+    with pytest.raises(ValueError, match="AIMRecipe.drop_path_rate=1.0"):
+        AIMRecipe(drop_path_rate=1.0)
     with pytest.raises(ValueError, match="batch=7"):
         finetune(PatchLM.from_shape(TINY), squares("train", 40), tmp_path, config=CONFIG, batch=7)
 

@@ -16,7 +16,7 @@ from lvmlab.training.tokenizer import (
     FSQ_LEVELS,
     KINDS,
     Pool,
-    Recipe,
+    TokenizerRecipe,
     TrainingVQGAN,
     evaluate,
     export_tokenizer,
@@ -229,7 +229,7 @@ def trained(pool, tmp_path_factory):
             pool,
             folder,
             preset=TINY,
-            recipe=Recipe(free_batches=1),
+            recipe=TokenizerRecipe(free_batches=1),
             batch=8,
             val_pool=pool,
             eval_every=2,
@@ -255,7 +255,7 @@ def test_both_quantisers_train_and_are_scored(quantiser, trained, pool):
 
 
 def test_every_fsq_parameter_learns():
-    model = TrainingVQGAN(TINY, Recipe(), "fsq").train()
+    model = TrainingVQGAN(TINY, TokenizerRecipe(), "fsq").train()
     batch = {"pictures": pictures(), "kinds": torch.zeros(3, dtype=torch.long)}
     model.loss(model, batch)[0].backward()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -271,9 +271,9 @@ def test_fsq_is_its_own_training_and_has_no_export(trained, pool, tmp_path):
         export_tokenizer(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="choose from vq, fsq"):
-        TrainingVQGAN(TINY, Recipe(), "lfq")
+        TrainingVQGAN(TINY, TokenizerRecipe(), "lfq")
     with pytest.raises(ValueError, match="FSQ has levels for"):
-        TrainingVQGAN(replace(TINY, codebook_size=17), Recipe(), "fsq")
+        TrainingVQGAN(replace(TINY, codebook_size=17), TokenizerRecipe(), "fsq")
 
 
 def test_findings_pair_the_seeds(record):

@@ -16,10 +16,10 @@ from lvmlab.data.mixture import Mixture
 from lvmlab.distillation.objectives import Objective
 from lvmlab.model.lvm import LVM, SHAPES
 from lvmlab.training.loop import TrainConfig, read_log
-from lvmlab.training.lvm import Recipe, train_lvm
+from lvmlab.training.lvm import LVMRecipe, train_lvm
 
 SMALL = replace(SHAPES["tiny"], vocab=64, bias=True)
-RECIPE = Recipe(tokens=512, phases=((1.0, 2),), mixture=Mixture("natural"))
+RECIPE = LVMRecipe(tokens=512, phases=((1.0, 2),), mixture=Mixture("natural"))
 CONFIG = TrainConfig(steps=5, lr=1e-2, warmup=1, log_every=1, save_every=2, precision="fp32", tracker="none")
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from lvmlab.tokenizer.tokenizer import CheckpointError, Tokenizer
 from lvmlab.tokenizer.vqgan import VQGANConfig
-from lvmlab.training.tokenizer import Recipe, TrainingVQGAN
+from lvmlab.training.tokenizer import TokenizerRecipe, TrainingVQGAN
 from lvmlab.utils import paths
 
 
@@ -181,7 +181,7 @@ def test_a_pickle_in_place_of_weights_is_not_executed(saved):
 def test_the_training_quantisers_tokens_are_those_of_encode(cosine):
     torch.manual_seed(0)
     config = VQGANConfig(**{**VQGANConfig.preset("tiny").__dict__, "cosine": cosine})
-    model = TrainingVQGAN(config, Recipe(free_batches=0, dead_below=0))
+    model = TrainingVQGAN(config, TokenizerRecipe(free_batches=0, dead_below=0))
     for _ in range(3):  # k-means, then two updates
         model(pictures(32))
     model.eval()

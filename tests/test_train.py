@@ -352,7 +352,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
         run(
             tmp_path,
             aim=lambda net, batch: (net(batch[0]).sum() * float("nan"), {}),
-            culprit=lambda batch: "photographs 7 and 9",
+            batch_sources=lambda batch: "photographs 7 and 9",
         )
 
 

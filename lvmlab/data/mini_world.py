@@ -20,8 +20,8 @@ class World:
 
     Rendering and encoding cost as much as a third of a training: so a group is tokenised once, and every
         sentence drawn from it
-    takes some of its pairs in a new order. few: {kind: count} as pairs, only so many sources of the split
-    (`Sources.few`): a long tail.
+    takes some of its pairs in a new order. limit_sources: {kind: count} as pairs, only so many sources of the
+    split (`Sources.limit_sources`): a long tail.
     """
 
     task: str
@@ -30,7 +30,7 @@ class World:
     pairs: int = 16
     seed: int = 1000
     workers: int = 2
-    few: tuple[tuple[str, int], ...] = ()
+    limit_sources: tuple[tuple[str, int], ...] = ()
 
     @property
     def members(self) -> range:
@@ -43,7 +43,7 @@ class World:
             "split": self.split,
             "seed": self.seed,
             "pairs": self.pairs,
-            "few": [list(f) for f in self.few],
+            "limit_sources": [list(f) for f in self.limit_sources],
         }
 
     def rows(
@@ -51,7 +51,7 @@ class World:
     ) -> Iterator[tuple[int, Row]]:
         """(copy, row) of the groups in ``part``; nothing here can be broken."""
         jobs = [
-            (self.task, self.split, i, self.seed, self.pairs, size, copies, self.few)
+            (self.task, self.split, i, self.seed, self.pairs, size, copies, self.limit_sources)
             for i in (self.members if part is None else part)
         ]
         for found in _pool(self.workers).map(render, jobs, chunksize=4):
@@ -65,15 +65,15 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 @functools.cache
-def _few(split: str, few: tuple[tuple[str, int], ...]) -> Sources:
-    return default().few(split, **dict(few))
+def _limited(split: str, limit_sources: tuple[tuple[str, int], ...]) -> Sources:
+    return default().limit_sources(split, **dict(limit_sources))
 
 
 def render(job: tuple) -> list[tuple[int, Row]]:
-    """(task, split, index, seed, pairs, size, copies, few) to the rows of one group, each as it is and then
-    its copies.
+    """(task, split, index, seed, pairs, size, copies, limit_sources) to the rows of one group, each as it is
+    and then its copies.
     """
-    task, split, index, seed, pairs, size, copies, few = job
+    task, split, index, seed, pairs, size, copies, limit_sources = job
     clip = tasks.get(task).sequence
     found = sentence(
         task,
@@ -82,7 +82,7 @@ def render(job: tuple) -> list[tuple[int, Row]]:
         seed=seed,
         pairs=PAIRS if clip else pairs,
         size=size,
-        sources=_few(split, few) if few else None,
+        sources=_limited(split, limit_sources) if limit_sources else None,
     )
     if clip:
         rows = [(found.pictures(), f"{found.pairs[0].source}@{index}")]

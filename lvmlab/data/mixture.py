@@ -12,9 +12,9 @@ from lvmlab.utils.checks import check_fields
 
 SCHEMES = {
     "natural": "each task as often as it has rows, without augmented copies",
-    "resampled": "by `weights`, or by rows ** (1 / temperature); without copies",
+    "balanced": "by `weights`, or by rows ** (1 / temperature); without copies",
     "augmented": "each task as often as it has rows, with its augmented copies",
-    "mixture": "resampled, with the copies",
+    "mixture": "balanced, with the copies",
     "sequential": "one task after another, in `order`",
     "replay": "sequential, with a share of `replay` drawn evenly from the tasks before",
 }
@@ -38,19 +38,19 @@ class Mixture:
 
     def __post_init__(self):
         object.__setattr__(self, "order", tuple(self.order))
-        ordered, resampled = self.scheme in ("sequential", "replay"), self.scheme in ("resampled", "mixture")
+        ordered, balanced = self.scheme in ("sequential", "replay"), self.scheme in ("balanced", "mixture")
         check_fields(
             self,
             scheme=(self.scheme in SCHEMES, f"one of {', '.join(SCHEMES)}"),
             weights=(
                 self.weights is None
-                or resampled
+                or balanced
                 and sum(self.weights.values()) > 0 <= min(self.weights.values()),
-                "weights of 0 or more, one above, to resampled or mixture alone",
+                "weights of 0 or more, one above, to balanced or mixture alone",
             ),
             temperature=(
-                self.temperature == 1 or resampled and self.temperature > 0 and self.weights is None,
-                "a number over 0, to resampled or mixture alone, instead of weights",
+                self.temperature == 1 or balanced and self.temperature > 0 and self.weights is None,
+                "a number over 0, to balanced or mixture alone, instead of weights",
             ),
             copies=(
                 self.copies is None or self.augmented and self.copies >= 1,

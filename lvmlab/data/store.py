@@ -69,7 +69,7 @@ def build(
     """
     folder, readers = Path(folder), list(readers)
     copies = copies if isinstance(copies, dict) else {reader.task: copies for reader in readers}
-    agree(
+    check_store(
         folder,
         tokenizer,
         {r.task: {**getattr(r, "origin", {}), "copies": copies.get(r.task, 0)} for r in readers},
@@ -166,7 +166,7 @@ def save_table(
         file.write_table(table)
 
 
-def agree(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: bool = True) -> None:
+def check_store(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: bool = True) -> None:
     """Makes ``store.json``, or holds it against this tokenizer and the tasks' origins. Raises ValueError
     where they differ.
     """

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab.data.store import Store, agree, save_table
+from lvmlab.data.store import Store, check_store, save_table
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.files import atomic, write_file
 
@@ -59,7 +59,7 @@ def import_tokens(
     whole or not at all.
     """
     store, rows, first, length = Path(store), [], 0, None
-    agree(store, tokenizer, {task: {"imported": Path(path).name, "format": form}})
+    check_store(store, tokenizer, {task: {"imported": Path(path).name, "format": form}})
     for number, tokens in enumerate(read_lines(path, form), 1):
         length = length or len(tokens)
         if len(tokens) != length or not length or length % tokenizer.tokens_per_image:

@@ -60,7 +60,7 @@ class Top:
 
 
 def freeze(folder: str | Path, batches: Callable[[int, int, int], dict], count: int, identity: dict) -> Path:
-    """Writes the first ``count`` sentences that ``batches`` (of `lvmlab.training.lvm.Drawn`) gives as a
+    """Writes the first ``count`` sentences that ``batches`` (of `lvmlab.training.lvm.SentenceSampler`) gives as a
     frozen list; one that is there stays.
 
     Raises ValueError where the folder holds a list of another identity or count.
@@ -119,7 +119,7 @@ class Frozen:
             **({"teacher": self.cache.teacher} if self.cache else {}),
         }
 
-    def culprit(self, batch: dict) -> str:
+    def batch_sources(self, batch: dict) -> str:
         """Which sentences a batch holds."""
         return f"sentences {', '.join(map(str, batch['rows']))} of the list {self.meta['hash']}"
 

@@ -136,7 +136,7 @@ class PatchLM(nn.Module):
             model = cls.from_shape(PatchShape(**config["shape"]))
             state, probe = read_state(weights_in(path, WEIGHTS)), {}
         else:
-            fields, state, probe = aim.find(path)
+            fields, state, probe = aim.load(path)
             model = cls.from_shape(PatchShape(**fields))
             state |= {k: v for k, v in model.state_dict().items() if k.startswith("predictor.")}
         model.load_state_dict(match_keys(state, model.state_dict(), path))

@@ -158,7 +158,7 @@ class LVM(nn.Module):
         checkpoint.
         """
         source = _find(name)
-        llama = llamas.find(source)
+        llama = llamas.load(source)
         if llama is None:
             llama = _plain(source, name, dtype)
         if codes is None and llama.config.vocab_size == UNUSED[0]:

@@ -50,7 +50,7 @@ _PLAIN = {
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
-def find(folder: Path) -> PreTrainedModel | None:
+def load(folder: Path) -> PreTrainedModel | None:
     """The model in a folder of DeLVM's, or None where it is no such folder. Raises CheckpointError."""
     if (folder / "model_config.pt").is_file():
         return training(folder)

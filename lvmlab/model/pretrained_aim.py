@@ -8,7 +8,7 @@ HEAD_WIDTH = 128  # of attention, in every released size
 _FIRST, _NORM = "preprocessor.patchifier.proj.weight", "trunk.post_trunk_norm.weight"
 
 
-def find(path: Path, size: int = 224) -> tuple[dict, State, State]:
+def load(path: Path, size: int = 224) -> tuple[dict, State, State]:
     """The fields of a `lvmlab.model.aim.PatchShape`, the backbone's weights, and the probe's without their
     prefix (empty where there is none).
 

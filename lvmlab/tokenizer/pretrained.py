@@ -29,7 +29,7 @@ KINDS = "open-muse's or diffusers' folder, taming's .ckpt with its .yaml, or Lla
 Found = tuple[VQGANConfig, State, Callable[[str], str]]  # the last: what the file calls a tensor of ours
 
 
-def find(path: Path, resolution: int | None = None) -> Found:
+def load(path: Path, resolution: int | None = None) -> Found:
     """Configuration, weights and their names of a released tokenizer. resolution: of the pictures, where its
     files do not say (None: 256).
 

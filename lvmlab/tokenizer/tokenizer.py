@@ -77,7 +77,7 @@ class Tokenizer:
             shape, training = _shape(path / CONFIG, config)
             state, theirs = read_state(weights_in(path, WEIGHTS)), str
         else:
-            shape, state, theirs = vqgans.find(path, resolution)
+            shape, state, theirs = vqgans.load(path, resolution)
         with torch.device("meta"):
             net = network(shape)
         net.load_state_dict(match_keys(state, net.state_dict(), path, theirs), assign=True)

@@ -300,7 +300,7 @@ def conv(inner: int, outer: int, local: bool = False) -> nn.Conv2d:
     return nn.Conv2d(inner, outer, 1) if local else nn.Conv2d(inner, outer, 3, padding=1)
 
 
-def silence(layer: nn.Conv2d) -> None:
+def zero_init(layer: nn.Conv2d) -> None:
     """A residual branch that begins at zero: with all of them loud, the first few hundred steps draw nothing
     but a mean colour.
     """
@@ -315,7 +315,7 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = norm(outer, groups, local), conv(outer, outer, local)
         if inner != outer:
             self.nin_shortcut = nn.Conv2d(inner, outer, 1)
-        silence(self.conv2)
+        zero_init(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -330,7 +330,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = norm(width, groups)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
-        silence(self.proj_out)
+        zero_init(self.proj_out)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)

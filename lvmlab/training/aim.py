@@ -53,14 +53,14 @@ _BLOCK = r"(?:blocks|llama\.layers)\.(\d+)"  # of either trunk
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """mixup: alpha of its Beta, 0 for none. depth: the share of pictures that pass by the last block
+class AIMRecipe:
+    """mixup: alpha of its Beta, 0 for none. drop_path_rate: the share of pictures that pass by the last block
     (stochastic depth), rising linearly from the
     first. layer_decay: of the learning rate, from each block to the one before it. smoothing: of the labels.
     """
 
     mixup: float = 0.8
-    depth: float = 0.1
+    drop_path_rate: float = 0.1
     layer_decay: float = 0.75
     smoothing: float = 0.1
 
@@ -68,7 +68,7 @@ class Tuning:
         check_fields(
             self,
             mixup=(self.mixup >= 0, "0 or more"),
-            depth=(0 <= self.depth < 1, "a share below 1"),
+            drop_path_rate=(0 <= self.drop_path_rate < 1, "a share below 1"),
             layer_decay=(0 < self.layer_decay <= 1, "more than 0, at most 1"),
             smoothing=(0 <= self.smoothing < 1, "a share below 1"),
         )
@@ -81,14 +81,14 @@ class Classifier(nn.Module):
     The model is taken over; the head of its pre-training goes.
     """
 
-    def __init__(self, model: PatchLM, classes: int, tuning: Tuning = Tuning()):
+    def __init__(self, model: PatchLM, classes: int, tuning: AIMRecipe = AIMRecipe()):
         super().__init__()
         self.model, self.tuning, self.head = model, tuning, nn.Linear(model.shape.width, classes)
         model.predictor = nn.Identity()
         nn.init.normal_(self.head.weight, std=0.01)
         blocks = [module for name, module in model.trunk.named_modules() if re.fullmatch(_BLOCK, name)]
         for i, block in enumerate(blocks):
-            share = tuning.depth * i / max(1, len(blocks) - 1)
+            share = tuning.drop_path_rate * i / max(1, len(blocks) - 1)
             block.register_forward_hook(
                 lambda of, given, out, share=share: given[0] + drop_path(out - given[0], share, of.training)
             )
@@ -150,7 +150,7 @@ def finetune(
     folder: str | Path,
     *,
     config: TrainConfig,
-    tuning: Tuning = Tuning(),
+    tuning: AIMRecipe = AIMRecipe(),
     batch: int = 64,
     progress: bool = True,
     on_log: Callable[[dict, Classifier], None] | None = None,
@@ -262,7 +262,9 @@ def load_classifier(folder: str | Path) -> Classifier:
     """The model of a fine-tuning's latest checkpoint, on the CPU."""
     checkpoint = load_checkpoint(folder)
     more = checkpoint["identity"]["more"]
-    model = Classifier(PatchLM(PatchShape(**more["shape"])), len(more["classes"]), Tuning(**more["tuning"]))
+    model = Classifier(
+        PatchLM(PatchShape(**more["shape"])), len(more["classes"]), AIMRecipe(**more["tuning"])
+    )
     model.load_state_dict(checkpoint["model"])
     return model.eval()
 

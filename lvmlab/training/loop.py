@@ -119,7 +119,7 @@ def train(
     on_log: Callable[[dict], None] | None = None,
     *,
     identity: dict | None = None,
-    culprit: Callable[[Any], str] = lambda batch: "",
+    batch_sources: Callable[[Any], str] = lambda batch: "",
     budget_s: float | None = None,
     progress: bool = True,
 ) -> list[dict]:
@@ -137,7 +137,7 @@ def train(
     identity: whatever else decides the outcome (recipe, data); a checkpoint of another identity or
         configuration is refused.
     budget_s: stop, with a checkpoint, after so many seconds of this call; no part of the state.
-    culprit: what an error about a batch whose loss is not finite says of it, its sources say.
+    batch_sources: what an error about a batch whose loss is not finite says of it, its sources say.
     Precision is resolved before the checkpoint is compared: fp32 and bf16 give different losses, so neither
         resumes the other.
     Raises TrainingError for a checkpoint that does not fit or cannot be read, and for a loss that is not
@@ -208,7 +208,7 @@ def train(
                 parts = {"loss": value.item(), **parts}
                 if not math.isfinite(parts["loss"]):
                     raise TrainingError(
-                        f"the loss is {parts['loss']} at step {step}{_of(culprit(batch))}: lower lr (now "
+                        f"the loss is {parts['loss']} at step {step}{_of(batch_sources(batch))}: lower lr (now "
                         f"{config.lr}) or clip "
                         f"(now {config.clip}), raise warmup (now {config.warmup}), or train in fp32; the "
                         f"last checkpoint in "

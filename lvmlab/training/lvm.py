@@ -56,14 +56,14 @@ SHARES = {"segmentation": 0.30, "selection": 0.22, "pose": 0.28, "derain": 0.06,
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LVMRecipe:
     """``tokens`` a step at every length; ``phases`` (share of the steps, pairs in a sentence), in order.
 
     image_weight: of the tokens of inputs. answer_weights: of the answers of the tasks it names, 1 for the
         others.
-    noise: the share of answers that are read disturbed, see `disturb`. recode: the share of a task's
+    corruption_rate: the share of answers that are read disturbed, see `corrupt_answers`. permute_label_codes: the share of a task's
         sentences whose labels are written
-    in other codes, see `recode`. grid_start: see `LVM.start_from_grid`.
+    in other codes, see `permute_label_codes`. grid_start: see `LVM.start_from_grid`.
     mixture: which task a sentence is of, see `lvmlab.data.mixture`. mixed: the share of sentences in which
         every pair is of a task of its own.
     """
@@ -72,10 +72,10 @@ class Recipe:
     phases: tuple[tuple[float, int], ...] = ((0.6, 4), (1.0, 8))
     image_weight: float = 0.1
     answer_weights: dict[str, float] = field(default_factory=lambda: dict(NATURAL))
-    noise: float = 0.8
-    recode: dict[str, float] = field(default_factory=dict)
+    corruption_rate: float = 0.8
+    permute_label_codes: dict[str, float] = field(default_factory=dict)
     grid_start: bool = True
-    mixture: Mixture = Mixture("resampled", weights=SHARES)
+    mixture: Mixture = Mixture("balanced", weights=SHARES)
     mixed: float = 0.0
 
     def __post_init__(self):
@@ -91,7 +91,8 @@ class Recipe:
         check_fields(
             self,
             **{
-                share: (0 <= getattr(self, share) <= 1, "a share from 0 to 1") for share in ("noise", "mixed")
+                share: (0 <= getattr(self, share) <= 1, "a share from 0 to 1")
+                for share in ("corruption_rate", "mixed")
             },
             image_weight=(self.image_weight >= 0, "0 or more"),
         )
@@ -100,7 +101,7 @@ class Recipe:
         return next(pairs for end, pairs in self.phases if step < end * steps or end == 1.0)
 
 
-def weights(names: list[str], pairs: int, tokens: int, recipe: Recipe, pictures: dict[str, int]) -> Tensor:
+def weights(names: list[str], pairs: int, tokens: int, recipe: LVMRecipe, pictures: dict[str, int]) -> Tensor:
     """(B, pairs * 2 * tokens): the recipe's weights of answers and inputs. pictures: in a row of each task,
     see `lvmlab.data.store.Rows`.
 
@@ -113,7 +114,7 @@ def weights(names: list[str], pairs: int, tokens: int, recipe: Recipe, pictures:
     return rows.flatten(1).repeat_interleave(tokens, 1)
 
 
-def disturb(tokens: Tensor, pairs: int, share: float, rng: np.random.Generator) -> Tensor:
+def corrupt_answers(tokens: Tensor, pairs: int, share: float, rng: np.random.Generator) -> Tensor:
     """Sentences (B, T) as they are read in training: in a ``share`` of the answers some tokens are exchanged.
 
     What a label has shown so far foretells its next token so well that a model learns to go by it and looks
@@ -139,7 +140,7 @@ def disturb(tokens: Tensor, pairs: int, share: float, rng: np.random.Generator) 
     return torch.from_numpy(read.reshape(len(tokens), -1))
 
 
-def recode(
+def permute_label_codes(
     tokens: Tensor,
     names: list[str],
     pairs: int,
@@ -164,16 +165,16 @@ def recode(
     return torch.from_numpy(written.reshape(len(tokens), -1))
 
 
-class Drawn:
+class SentenceSampler:
     """Training batches drawn from a token store as a recipe says, each a function of its place alone.
 
-    codes: that `recode` may write; None: all.
+    codes: that `permute_label_codes` may write; None: all.
     """
 
     def __init__(
         self,
         store: str | Path,
-        recipe: Recipe,
+        recipe: LVMRecipe,
         *,
         steps: int,
         seed: int,
@@ -199,16 +200,18 @@ class Drawn:
         size = max(1, self.recipe.tokens // (parts * pairs * 2 * self.n))
         shares = self.recipe.mixture.shares(self.counts, step, self.steps)
         tokens, names, rows = self.data.batch(number, size, pairs, shares, self.seed, self.recipe.mixed)
-        if self.recipe.recode:
-            tokens = recode(
+        if self.recipe.permute_label_codes:
+            tokens = permute_label_codes(
                 tokens,
                 names,
                 pairs,
-                self.recipe.recode,
+                self.recipe.permute_label_codes,
                 self.codes,
                 np.random.default_rng((self.seed, number, 2)),
             )
-        read = disturb(tokens, pairs, self.recipe.noise, np.random.default_rng((self.seed, number, 1)))
+        read = corrupt_answers(
+            tokens, pairs, self.recipe.corruption_rate, np.random.default_rng((self.seed, number, 1))
+        )
         return {
             "tokens": tokens,
             "read": read,
@@ -217,7 +220,7 @@ class Drawn:
             "rows": rows,
         }
 
-    def culprit(self, batch: dict) -> str:
+    def batch_sources(self, batch: dict) -> str:
         """The sources of a batch's sentences."""
         return "; ".join(
             f"{task}: {', '.join(self.data.sources(task, rows))}"
@@ -232,7 +235,7 @@ def train_lvm(
     *,
     shape: str | Shape | None = None,
     config: TrainConfig,
-    recipe: Recipe | None = None,
+    recipe: LVMRecipe | None = None,
     tokens_per_image: int = 64,
     codebook: Tensor | None = None,
     codes: np.ndarray | None = None,
@@ -253,7 +256,7 @@ def train_lvm(
 
     store: a store's folder, or sentences that are drawn already (`lvmlab.distillation.teacher.Frozen`; the
         recipe then gives their pairs alone).
-    codes: that `recode` may write; None: all. codebook: (K, D), the tokenizer's: embedding and head start
+    codes: that `permute_label_codes` may write; None: all. codebook: (K, D), the tokenizer's: embedding and head start
         from it (`LVM.start_from_codebook`).
     start: what to go on from, with a fresh optimiser and sentences that no stage before has seen in this
         order: the folder of an earlier
@@ -271,11 +274,11 @@ def train_lvm(
         checkpointing: activations are worked out again in the
         backward pass, for a third more time and a fraction of the memory.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or LVMRecipe()
     if shape is None and start is None:
         raise ValueError("give the shape of a new model, or start, a trained one to go on from")
     model, frozen = (
-        LVM.from_shape(shape, seed=config.seed) if start is None else started(start),
+        LVM.from_shape(shape, seed=config.seed) if start is None else load_start(start),
         isinstance(store, Frozen),
     )
     before = (getattr(model.config, "training", None) or {}).get("stages", [])
@@ -290,11 +293,11 @@ def train_lvm(
             f"start is of another shape than shape={shape!r} ({', '.join(differ)}): leave shape out, the "
             f"model brings its own"
         )
-    codes = np.arange(model.vocab) if codes is None and recipe.recode else codes
+    codes = np.arange(model.vocab) if codes is None and recipe.permute_label_codes else codes
     batches = (
         store
         if frozen
-        else Drawn(
+        else SentenceSampler(
             store,
             recipe,
             steps=config.steps,
@@ -308,7 +311,7 @@ def train_lvm(
         raise ValueError(
             f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, the model reads "
             f"{model.context}: at most "
-            f"{model.context // (2 * tokens_per_image)} pairs in Recipe.phases"
+            f"{model.context // (2 * tokens_per_image)} pairs in LVMRecipe.phases"
         )
     if factored and (codebook is None or start is not None):
         raise ValueError(
@@ -372,7 +375,7 @@ def train_lvm(
         folder,
         log,
         identity=identity,
-        culprit=batches.culprit,
+        batch_sources=batches.batch_sources,
         budget_s=budget_s,
         progress=progress,
     )
@@ -446,7 +449,7 @@ def stages(folder: str | Path) -> list[dict]:
     return [*more.get("stages", []), own]
 
 
-def started(start: str | Path | LVM) -> LVM:
+def load_start(start: str | Path | LVM) -> LVM:
     """What a training goes on from, on the CPU: all that `LVM.from_pretrained` takes, or the folder of a
     training.
     """

@@ -30,7 +30,7 @@ FSQ_LEVELS = {16: (4, 4), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5,
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TokenizerRecipe:
     """Weights of the loss's terms (0 switches one off) and the quantiser's settings.
 
     l1, mse: pixel terms; `edge` weighs pixels of label pictures more by the local contrast of the target.
@@ -122,7 +122,7 @@ class TrainingVQGAN(nn.Module):
     commitment loss, no k-means start, no dead codes to replace and no export.
     """
 
-    def __init__(self, config: VQGANConfig, recipe: Recipe, quantiser: str = "vq"):
+    def __init__(self, config: VQGANConfig, recipe: TokenizerRecipe, quantiser: str = "vq"):
         super().__init__()
         from vector_quantize_pytorch import FSQ, VectorQuantize  # a 5 s import, for training only
 
@@ -268,7 +268,7 @@ def lpips() -> nn.Module:
     weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
     if not weights.is_file():
         raise FileNotFoundError(
-            f"Recipe.lpips needs AlexNet's weights at {weights}: put torchvision's file there or set lpips=0"
+            f"TokenizerRecipe.lpips needs AlexNet's weights at {weights}: put torchvision's file there or set lpips=0"
         )
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -330,7 +330,7 @@ def train_tokenizer(
     folder: str | Path,
     *,
     preset: str | VQGANConfig = "mini",
-    recipe: Recipe = Recipe(),
+    recipe: TokenizerRecipe = TokenizerRecipe(),
     config: TrainConfig,
     batch: int = 64,
     val_pool: str | Path | None = None,
@@ -396,7 +396,7 @@ def load_training(folder: str | Path) -> TrainingVQGAN:
     checkpoint = load_checkpoint(folder)
     more = checkpoint["identity"]["more"]
     model = TrainingVQGAN(
-        VQGANConfig(**more["network"]), Recipe(**more["recipe"]), more.get("quantiser", "vq")
+        VQGANConfig(**more["network"]), TokenizerRecipe(**more["recipe"]), more.get("quantiser", "vq")
     )
     model.load_state_dict(checkpoint["model"])
     return model.eval()

@@ -109,13 +109,13 @@ class Sources:
         other.tables = {**self.tables, "objects": objects}
         return other
 
-    def few(self, split: str, **kept: int) -> "Sources":
+    def limit_sources(self, split: str, **counts: int) -> "Sources":
         """The same sources, but of each kind named only so many of ``split``: photographs, object families or
         bodies, the first by name.
         """
         other = copy.copy(self)
         other.tables = dict(self.tables)
-        for kind, count in kept.items():
+        for kind, count in counts.items():
             table, key = (
                 copy.copy(self.tables[kind]),
                 {"photographs": "name", "objects": "family", "bodies": "body"}[kind],

@@ -20,7 +20,7 @@ from lvmlab.tokenizer.vqgan import VQGAN
 from lvmlab.training.cost import forward_flops, seconds_here
 from lvmlab.training.cpu_attention import by_blocks
 from lvmlab.training.loop import TrainConfig, train
-from lvmlab.training.lvm import SHARES, Recipe, weights
+from lvmlab.training.lvm import SHARES, LVMRecipe, weights
 from lvmlab.training.muon import Muon
 from lvmlab.utils import paths
 from lvmlab.utils.device import default_device, precision
@@ -241,7 +241,10 @@ def training(
             )
         ]
         tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(sentences, length)))
-        return {"tokens": tokens, "weights": weights(names, pairs, n, Recipe(), {name: 2 for name in names})}
+        return {
+            "tokens": tokens,
+            "weights": weights(names, pairs, n, LVMRecipe(), {name: 2 for name in names}),
+        }
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
         return model(batch["tokens"], batch["weights"], criterion=cross_entropy), {

@@ -26,7 +26,7 @@ from lvmlab.lab.studies import common
 from lvmlab.lab.studies.common import MICRO, across_seeds, final_losses
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import Recipe, load_lvm, train_lvm
+from lvmlab.training.lvm import LVMRecipe, load_lvm, train_lvm
 from lvmlab.utils import paths
 from lvmlab.utils.device import precision
 
@@ -53,13 +53,13 @@ class Arm:
 ARMS = {
     "natural": Arm(Mixture("natural")),
     "natural, augmented": Arm(Mixture("mixture", weights=PAIRS)),
-    "balanced": Arm(Mixture("resampled", weights=EVEN)),
+    "balanced": Arm(Mixture("balanced", weights=EVEN)),
     "balanced, augmented": Arm(Mixture("mixture", weights=EVEN)),
     "balanced, 10 copies": Arm(
         Mixture("mixture", weights=EVEN, copies=10)
     ),  # the paper's mixture: some of both
     "balanced, 3 copies": Arm(Mixture("mixture", weights=EVEN, copies=3)),
-    "balanced, real data": Arm(Mixture("resampled", weights=EVEN), full=True),
+    "balanced, real data": Arm(Mixture("balanced", weights=EVEN), full=True),
     "sequential: segmentation, derain, pose": Arm(Mixture("sequential", order=TASKS)),
     "sequential: pose, segmentation, derain": Arm(
         Mixture("sequential", order=("pose", "segmentation", "derain"))
@@ -113,7 +113,7 @@ def config(arm: str, setting: Setting, split: str = "val") -> dict:
         "shape": asdict(MICRO),
         "tokenizer": tokenizer,
         "pairs": PAIRS,
-        "few": FEW,
+        "limit_sources": FEW,
         "copies": COPIES,
         "split": split,
     }
@@ -125,7 +125,7 @@ def store(setting: Setting, full: bool) -> Path:
     worlds = []
     for task in TASKS:
         groups, pairs = setting.pairs(task, full)
-        worlds.append(World(task, groups, pairs=pairs, few=() if full else FEW.get(task, ())))
+        worlds.append(World(task, groups, pairs=pairs, limit_sources=() if full else FEW.get(task, ())))
     build(folder, Tokenizer.from_pretrained("mini"), worlds, copies={} if full else COPIES)
     return folder
 
@@ -174,7 +174,7 @@ def _train(
     compiled: bool,
 ) -> dict:
     print(f"{wanted['arm']}, seed {seed}")
-    recipe = Recipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=chosen.mixture)
+    recipe = LVMRecipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=chosen.mixture)
     # every arm of a seed begins with the same weights; the rate stays, for where it falls the last task would
     # be learned least
     training = TrainConfig(

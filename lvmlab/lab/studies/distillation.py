@@ -26,7 +26,7 @@ from lvmlab.lab.studies.common import MICRO
 from lvmlab.model.lvm import LVM, Shape
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import SHARES, Drawn, Recipe, load_lvm, train_lvm
+from lvmlab.training.lvm import SHARES, LVMRecipe, SentenceSampler, load_lvm, train_lvm
 from lvmlab.utils import paths
 from lvmlab.utils.device import precision
 from lvmlab.world import tasks
@@ -124,12 +124,12 @@ def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = Fa
     return runs.run(STUDY, config(name, setting), functools.partial(compute, compiled=compiled), again=again)
 
 
-def recipe(setting: Setting, only: str | None) -> Recipe:
+def recipe(setting: Setting, only: str | None) -> LVMRecipe:
     """Sentences of four pairs; those of a single task where one is named."""
-    return Recipe(
+    return LVMRecipe(
         tokens=setting.tokens,
         phases=((1.0, 4),),
-        mixture=Mixture("resampled", weights={only: 1.0} if only else SHARES),
+        mixture=Mixture("balanced", weights={only: 1.0} if only else SHARES),
     )
 
 
@@ -143,7 +143,7 @@ def store(groups: int) -> Path:
 def sentences(setting: Setting, only: str | None) -> tuple[Path, Path]:
     """The token store, and the frozen list of all sentences that a training reads, both made once."""
     root, data = paths.cache() / "studies" / STUDY, store(setting.groups)
-    drawn = Drawn(data, recipe(setting, only), steps=setting.steps, seed=0)
+    drawn = SentenceSampler(data, recipe(setting, only), steps=setting.steps, seed=0)
     count = setting.steps * drawn(0, 0, 1)["tokens"].shape[0]
     return data, freeze(root / f"list-{only or 'all'}-{setting.groups}-{count}", drawn, count, drawn.identity)
 

@@ -26,7 +26,7 @@ from lvmlab.training.tokenizer import (
     KINDS,
     QUANTISERS,
     Pool,
-    Recipe,
+    TokenizerRecipe,
     load_training,
     psnr,
     to_float,
@@ -183,7 +183,7 @@ def use_by_kind(tokenizer: Tokenizer, pool: Pool, per_kind: int = 300) -> dict[s
 SMALL = replace(
     VQGANConfig.preset("mini"), hidden_channels=24, decoder_res_blocks=1, groups=8, codebook_size=256
 )
-SHORT = Recipe(free_batches=40, shares=(0.34, 0.34, 0.32, 0.0))
+SHORT = TokenizerRecipe(free_batches=40, shares=(0.34, 0.34, 0.32, 0.0))
 
 
 def live_config(steps: int) -> TrainConfig:
@@ -240,7 +240,7 @@ class Setting:
         )
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TokenizerRecipe:
         return replace(SHORT, free_batches=min(40, self.steps // 5))
 
     def config(self) -> dict:
