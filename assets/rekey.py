@@ -18,6 +18,7 @@ ALL = "*"  # every study
 RENAMED: list[tuple[str, str, dict[str, str]]] = [
     # model
     # data
+    ("balancing", "", {"few": "limit_sources"}),
     # distillation
     # training
     # studies
@@ -26,6 +27,7 @@ RENAMED: list[tuple[str, str, dict[str, str]]] = [
 # (study, field with dots before it, {former value: value}), in the new names of fields
 REVALUED: list[tuple[str, str, dict]] = [
     # data
+    ("balancing", "mixture.scheme", {"resampled": "balanced"}),
     # distillation
     # studies
 ]
