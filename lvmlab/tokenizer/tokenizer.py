@@ -114,7 +114,7 @@ class Tokenizer:
         return self.config.grid
 
     @property
-    def tokens(self) -> int:
+    def tokens_per_image(self) -> int:
         """Tokens a picture, N."""
         return self.grid**2
 
