@@ -132,7 +132,7 @@ class Tokenizer:
         """(B, 3, H, W) in [0, 1] to tokens (B, N) int64. Raises ValueError for another shape or range."""
         check_images(images, self.size)
         if not len(images):
-            return torch.empty(0, self.tokens, dtype=torch.int64, device=images.device)
+            return torch.empty(0, self.tokens_per_image, dtype=torch.int64, device=images.device)
         return torch.cat([self._encode(part) for part in images.split(self.batch_size)]).to(images.device)
 
     @torch.inference_mode()
@@ -140,7 +140,7 @@ class Tokenizer:
         """Tokens (B, N) to pictures (B, 3, H, W), float32 in [0, 1]. Raises ValueError for another shape or
         ids out of range.
         """
-        check_tokens(tokens, self.tokens, self.codebook_size)
+        check_tokens(tokens, self.tokens_per_image, self.codebook_size)
         if not len(tokens):
             return torch.empty(0, 3, self.size, self.size, device=tokens.device)
         return torch.cat([self._decode(part) for part in tokens.split(self.batch_size)]).to(tokens.device)
