@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lab bench evaluate lint
+.PHONY: setup demo check test lab bench evaluate lint
 setup: $(READY)
 
 $(READY): pyproject.toml
@@ -23,6 +23,10 @@ bench: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check: lint
+	$(BIN)/python -m pytest -m "not slow"
 
 test: $(READY) lint
 	$(BIN)/python -m pip install --quiet -e ".[video,lmdb,lora,browser]"

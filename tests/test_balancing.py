@@ -36,6 +36,7 @@ def test_the_tail_has_few_sources():
     assert len({row.source for _, row in World("pose", 6, pairs=15, workers=1).rows(64)}) > 10
 
 
+@pytest.mark.slow
 def test_an_arm_is_trained_scored_and_goes_on_where_it_was_stopped(cache):
     record = study.arm("balanced, 10 copies", TINY)
     assert [row["seed"] for row in record["result"]] == [0, 1]

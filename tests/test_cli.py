@@ -9,6 +9,8 @@ from lvmlab.data.mini_world import World
 from lvmlab.data.store import build
 from lvmlab.lab import runs
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = [
     sys.executable,
     "-m",

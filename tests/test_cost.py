@@ -58,6 +58,7 @@ def test_flops_are_those_torch_counts():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fp32", "bf16"])
 def test_memory_is_within_a_fifth_of_what_is_measured(mode):
     def peak(sentences):  # glibc told to give back what is freed: left alone it keeps half as much again

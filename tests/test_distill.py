@@ -229,6 +229,7 @@ def test_a_cache_says_what_the_teacher_says_and_goes_on_where_it_was_stopped(fro
     assert (np.load(where / "first.npy") == kept).all()
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_cache_what_it_learns_from_the_teacher(frozen, tmp_path):
     root, lvm = frozen
     plain, cached = Frozen(root / "list", 4, 0), Frozen(root / "list", 4, 0, teacher=lvm.fingerprint())
@@ -243,6 +244,7 @@ def test_a_student_learns_from_a_cache_what_it_learns_from_the_teacher(frozen, t
         student(tmp_path / "hidden", cached, Objective("hidden"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hidden", "own", "smoothing"])
 def test_objectives_that_need_more_or_less_than_logits(frozen, tmp_path, name):
     root, lvm = frozen

@@ -4,8 +4,11 @@ import json
 import os
 
 import frozen
+import pytest
 
 from lvmlab.world import scenes
+
+pytestmark = pytest.mark.slow
 
 
 def committed():

@@ -236,6 +236,7 @@ def loaded(code, *names):
     )
 
 
+@pytest.mark.slow
 def test_imports_are_light():
     heavy = ("torch", "transformers", "matplotlib", "vector_quantize_pytorch")
     assert loaded("import lvmlab", *heavy) == []

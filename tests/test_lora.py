@@ -16,6 +16,8 @@ from lvmlab.model.prompting import complete_tokens
 from lvmlab.training.loop import TrainConfig, load_checkpoint
 from lvmlab.training.lvm import LVMRecipe, export_lvm, load_lvm, train_lvm
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainConfig(steps=8, lr=2e-2, warmup=1, precision="fp32", save_every=100, log_every=1)
 RECIPE = LVMRecipe(tokens=64, phases=((1.0, 4),), mixture=Mixture("natural"))
 

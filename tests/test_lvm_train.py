@@ -90,12 +90,14 @@ def test_what_is_read_is_disturbed_and_what_is_to_be_written_is_not():
         lvm.loss(tokens, read=read[:, 1:])
 
 
+@pytest.mark.slow
 def test_it_learns_and_each_step_has_as_many_tokens(trained):
     log = trained[1]
     assert np.mean([r["loss"] for r in log[-5:]]) < 0.75 * log[0]["loss"]
     assert [RECIPE.pairs(step, 60) for step in (0, 29, 30, 59)] == [2, 2, 4, 4]
 
 
+@pytest.mark.slow
 def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
     folder, log = trained
     lvm = export_lvm(folder, tmp_path / "out")
@@ -150,6 +152,7 @@ def test_recoded_labels_keep_their_pattern_and_inputs_stay():
         )
 
 
+@pytest.mark.slow
 def test_the_realised_shares_are_logged(store, tmp_path):
     """One task after another: the log shows which, and a share of replay."""
     for scheme, options in (("sequential", {}), ("replay", {"replay": 0.3})):
@@ -182,6 +185,7 @@ def test_the_realised_shares_are_logged(store, tmp_path):
     assert abs(np.mean([r["shares"].get("segmentation", 0.0) for r in log]) - natural) < 0.03
 
 
+@pytest.mark.slow
 def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     for options, message in (
         ({"phases": ((0.5, 4),)}, "phases"),
@@ -216,6 +220,7 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     assert LVM.from_shape("mini-student").start_from_grid(64).shape == "mini-student"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU wants a C++ compiler")
 def test_compiled_layers_learn_the_same(trained, store, tmp_path):
     config = TrainConfig(steps=3, lr=1e-2, warmup=5, precision="fp32", log_every=1)
@@ -236,6 +241,7 @@ def test_compiled_layers_learn_the_same(trained, store, tmp_path):
     assert export_lvm(tmp_path / "True", tmp_path / "out").shape == "tiny"
 
 
+@pytest.mark.slow
 def test_a_factored_embedding_trains_its_projection_alone_and_is_folded(store, tmp_path):
     codebook = torch.randn(1024, 6, generator=torch.Generator().manual_seed(0))
     options = {"shape": "tiny", "config": CONFIG, "recipe": RECIPE, "tokens_per_image": 4, "progress": False}
@@ -253,6 +259,7 @@ def test_a_factored_embedding_trains_its_projection_alone_and_is_folded(store, t
         train_lvm(store, tmp_path / "short", codebook=codebook[:9], factored=True, **options)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_no_loss(store, trained, tmp_path):
     log = train_lvm(
         store,
@@ -267,6 +274,7 @@ def test_activation_checkpointing_changes_no_loss(store, trained, tmp_path):
     assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in trained[1]], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_sources(store, tmp_path):
     with pytest.raises(TrainingError, match=r"at step \d+ \(batch of (segmentation|motion): "):
         wild = dataclasses.replace(CONFIG, lr=1e30, clip=0)

@@ -37,6 +37,7 @@ CONFIG = TrainConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_alone_and_then_their_classes_are_learned(tmp_path, kind):
     data = squares("train", 400)
@@ -67,6 +68,7 @@ def test_pictures_alone_and_then_their_classes_are_learned(tmp_path, kind):
     assert right.mean() > 0.85
 
 
+@pytest.mark.slow
 def test_a_stopped_one_goes_on_to_the_same_losses(tmp_path):
     """Crops, mixup and stochastic depth are all drawn again as they were; nothing else that draws from numpy
     is moved.
@@ -106,6 +108,7 @@ def test_layers_nearer_the_pictures_learn_slower_and_vectors_do_not_decay():
     assert scales["model.preprocessor.patchifier.proj.weight"][0] == 0.0625
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_stochastic_depth_passes_by_blocks_in_training_alone(kind):
     model, pictures = (
@@ -120,6 +123,7 @@ def test_stochastic_depth_passes_by_blocks_in_training_alone(kind):
     torch.testing.assert_close(model.eval().model.features(pictures)[-1], plain)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="AIMRecipe.drop_path_rate=1.0"):
         AIMRecipe(drop_path_rate=1.0)

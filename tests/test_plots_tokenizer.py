@@ -243,6 +243,7 @@ def trained(pool, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantiser", ["vq", "fsq"])
 def test_both_quantisers_train_and_are_scored(quantiser, trained, pool):
     folder, log = trained[quantiser]
@@ -261,6 +262,7 @@ def test_every_fsq_parameter_learns():
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
+@pytest.mark.slow
 def test_fsq_is_its_own_training_and_has_no_export(trained, pool, tmp_path):
     folder, _ = trained["fsq"]
     identity = json.loads(torch.load(folder / "checkpoint.pt", weights_only=True)["identity"])["more"]
@@ -325,6 +327,7 @@ def test_a_comparison_is_computed_once(tmp_path, monkeypatch):
         study.Setting(codes=17)
 
 
+@pytest.mark.slow
 def test_an_export_is_scored_as_it_lies_on_disk(trained, pool, tmp_path):
     folder, _ = trained["vq"]
     exported = export_tokenizer(folder, tmp_path / "out", pool)

@@ -18,6 +18,8 @@ from lvmlab.model.lvm import LVM, SHAPES
 from lvmlab.training.loop import TrainConfig, read_log
 from lvmlab.training.lvm import LVMRecipe, train_lvm
 
+pytestmark = pytest.mark.slow
+
 SMALL = replace(SHAPES["tiny"], vocab=64, bias=True)
 RECIPE = LVMRecipe(tokens=512, phases=((1.0, 2),), mixture=Mixture("natural"))
 CONFIG = TrainConfig(steps=5, lr=1e-2, warmup=1, log_every=1, save_every=2, precision="fp32", tracker="none")

@@ -2,10 +2,14 @@
 stored interval.
 """
 
+import pytest
+
 from lvmlab.lab import runs
 from lvmlab.lab.studies import balancing as study
 from lvmlab.lab.studies.common import across_seeds, final_losses
 from lvmlab.utils import paths
+
+pytestmark = pytest.mark.slow
 
 # nats: other instructions and tokens in fp32 moved means by up to 0.03, which three seeds that agree by
 # chance do not cover

@@ -98,6 +98,7 @@ def killed(folder, after):
         child.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", random.sample(range(6, 22), 3))
 def test_killed_at_a_random_step_and_started_again_it_goes_on_to_the_same_losses(tmp_path, whole, after):
     expected, weights, _ = whole
@@ -115,6 +116,7 @@ def test_killed_at_a_random_step_and_started_again_it_goes_on_to_the_same_losses
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_it_learns_and_a_finished_training_is_only_read(whole):
     expected, weights, folder = whole
     assert expected[23] < 0.7 * expected[0]
@@ -127,12 +129,14 @@ def test_it_learns_and_a_finished_training_is_only_read(whole):
     assert all(torch.equal(v, weights[k]) for k, v in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_budget_stops_with_a_checkpoint_and_the_rest_follows(tmp_path, whole):
     run(tmp_path, budget_s=0)
     assert load_checkpoint(tmp_path)["step"] == 1
     assert losses(run(tmp_path)) == pytest.approx(whole[0], abs=2e-6)
 
 
+@pytest.mark.slow
 def test_muon_takes_the_matrices_it_is_given_and_resumes(tmp_path, whole):
     config = dataclasses.replace(CONFIG, optimizer="muon")
     net, through = model(), losses(run(tmp_path / "through", config))
@@ -151,11 +155,13 @@ def test_muon_takes_the_matrices_it_is_given_and_resumes(tmp_path, whole):
     assert values[-1] > 0.4 * values[0]
 
 
+@pytest.mark.slow
 def test_muon_without_matrices_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Linear names no hidden_matrices"):
         run(tmp_path, dataclasses.replace(CONFIG, optimizer="muon"), net=nn.Linear(4, 1))
 
 
+@pytest.mark.slow
 def test_bf16_and_fp32_in_one_process(tmp_path, whole):
     def aim(net, batch):
         value, metrics = loss(net, batch)
@@ -169,11 +175,13 @@ def test_bf16_and_fp32_in_one_process(tmp_path, whole):
     assert logs[0][0]["loss"] == pytest.approx(whole[0][0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_saving_and_logging_less_often_changes_nothing(tmp_path, whole):
     log = run(tmp_path, dataclasses.replace(CONFIG, save_every=100, log_every=6))
     assert losses(log) == {k: whole[0][k] for k in (0, 6, 12, 18, 23)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, options, message",
     [
@@ -192,6 +200,7 @@ def test_another_configuration_is_refused_and_the_checkpoint_left_alone(whole, c
     assert before == {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_it_with_a_remedy(tmp_path, bad):
     def breaks(net, batch):
@@ -207,6 +216,7 @@ def test_a_loss_that_is_not_finite_stops_it_with_a_remedy(tmp_path, bad):
     assert state["step"] == 5 and all(v.isfinite().all() for v in state["model"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["truncated", "empty", "other"])
 def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, how):
     run(tmp_path, dataclasses.replace(CONFIG, steps=2))
@@ -244,6 +254,7 @@ def test_no_checkpoint(tmp_path):
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
     one, two = (nn.Linear(4, 1) for _ in range(2))
     two.load_state_dict(one.state_dict())
@@ -257,6 +268,7 @@ def test_accumulation_is_the_mean_over_micro_batches(tmp_path):
     torch.testing.assert_close(one.weight, two.weight, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_log_has_what_a_reader_needs(whole):
     record = read_log(whole[2])[-1]
     assert {
@@ -315,6 +327,7 @@ FULL = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, whole):
     here = os.path.dirname(__file__)
     found = subprocess.run(
@@ -331,6 +344,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, whole):
     )
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     run(tmp_path, budget_s=0)
     kept = (tmp_path / "checkpoint.pt").read_bytes()
@@ -347,6 +361,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
     with pytest.raises(TrainingError, match=r"at step 0 \(batch of photographs 7 and 9\): lower lr"):
         run(
@@ -356,6 +371,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_log_goes_to_the_tracker_too(tmp_path):
     run(tmp_path, dataclasses.replace(CONFIG, steps=3))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
