@@ -248,7 +248,8 @@ def train(
     from lvmlab.data.mixture import Mixture
     from lvmlab.data.store import build
     from lvmlab.distillation.objectives import Objective
-    from lvmlab.model.lvm import LVM, SHAPES
+    from lvmlab.model.config import LVM_PRESETS
+    from lvmlab.model.lvm import LVM
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.training.loop import TrainConfig
     from lvmlab.training.lvm import LVMRecipe, load_start, train_lvm
@@ -256,8 +257,8 @@ def train(
     from lvmlab.world import tasks
 
     shape = shape or (None if start else "mini-student")
-    if shape is not None and shape not in SHAPES:
-        raise ValueError(f"{shape!r} is no shape: choose from {', '.join(SHAPES)}")
+    if shape is not None and shape not in LVM_PRESETS:
+        raise ValueError(f"{shape!r} is no shape: choose from {', '.join(LVM_PRESETS)}")
     origin = load_start(start) if start else None
     state = PartialState(cpu=default_device().type == "cpu")
     speaker, master = Tokenizer.from_pretrained(tokenizer), LVM.from_pretrained(teacher) if teacher else None
@@ -268,7 +269,7 @@ def train(
         if schedule == "lab"
         else TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **kept)
     )
-    most = (origin.context if start else SHAPES[shape].context) // (2 * speaker.tokens_per_image)
+    most = (origin.max_seq_len if start else LVM_PRESETS[shape].max_seq_len) // (2 * speaker.tokens_per_image)
     recipe = LVMRecipe(
         tokens=tokens,
         phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),

@@ -28,7 +28,6 @@ NAMES = {
     "generate.300m",
     "generate.second-answer",
     "generate.batch",
-    "generate.speculative",
     "generate.constrained",
     "store.rows",
     "store.memory",

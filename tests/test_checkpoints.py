@@ -381,7 +381,11 @@ def test_delvm_exported(tmp_path, weights, half):
     ids = sentences()
     same(logits(lvm, ids), restated.logits(ids, {k: v.float() for k, v in state.items()}, HEADS, 1e-6))
     same(logits(lvm, ids), transformers_logits(state, DELVM, ids))
-    assert (lvm.vocab, lvm.codes, lvm.context) == (CODES, CODES, DELVM["max_position_embeddings"])
+    assert (lvm.vocab_size, lvm.codebook_size, lvm.max_seq_len) == (
+        CODES,
+        CODES,
+        DELVM["max_position_embeddings"],
+    )
     assert logits(lvm, ids).dtype == torch.float32
 
 
@@ -429,7 +433,11 @@ def test_delvm_vit(tmp_path, bias):
     lvm = lvm_of(layouts.write_transformer(tmp_path / "vit", state, config))
     ids = sentences()
     same(logits(lvm, ids), restated.logits(ids, state, HEADS, 1e-6))
-    assert (lvm.vocab, lvm.codes, lvm.context) == (CODES, CODES, VIT["max_position_embeddings"])
+    assert (lvm.vocab_size, lvm.codebook_size, lvm.max_seq_len) == (
+        CODES,
+        CODES,
+        VIT["max_position_embeddings"],
+    )
 
 
 def test_the_vits_epsilon_and_gelu_are_its_own(tmp_path):
@@ -469,7 +477,7 @@ def test_delvm_training(tmp_path, parts, prefix):
     same(logits(lvm, ids), right)
     shape = {**DELVM, "intermediate_size": 256}
     same(logits(lvm, ids), transformers_logits(state, shape, ids, rms_norm_eps=1e-5))
-    assert (lvm.vocab, lvm.codes, lvm.config.num_hidden_layers) == (CODES, CODES, 3)
+    assert (lvm.vocab_size, lvm.codebook_size, lvm.config.num_hidden_layers) == (CODES, CODES, 3)
 
 
 def test_q_k_and_v_are_three_whole_blocks_of_wqkv(tmp_path):
@@ -558,7 +566,7 @@ def test_lvm_llama(tmp_path, weights, shards):
     lvm, ids = lvm_of(folder), sentences(codes=8192)
     same(logits(lvm, ids), restated.logits(ids, state, HEADS, 1e-6))
     same(logits(lvm, ids), transformers_logits(state, LLAMA, ids))
-    assert lvm.vocab == 8292 and logits(lvm, ids).shape == (*ids.shape, 8292)
+    assert lvm.vocab_size == 8292 and logits(lvm, ids).shape == (*ids.shape, 8292)
 
 
 def test_lvms_unused_ids_are_never_answered(tmp_path):
@@ -567,11 +575,11 @@ def test_lvms_unused_ids_are_never_answered(tmp_path):
     head[8192:] *= 50
     lvm = lvm_of(llama(tmp_path / "lvm", changes={"lm_head.weight": head})[0])
     ids = sentences(4, 16, 8192)
-    assert lvm.codes == 8192 and (logits(lvm, ids).argmax(-1) >= 8192).float().mean() > 0.9
+    assert lvm.codebook_size == 8192 and (logits(lvm, ids).argmax(-1) >= 8192).float().mean() > 0.9
     for options in ({"sample": True, "generator": torch.Generator().manual_seed(0)}, {}):
         answer = complete_tokens(lvm, ids, 32, **options).tokens
         assert answer.min() >= 0 and answer.max() < 8192
-    assert lvm_of(tmp_path / "lvm", codes=100).codes == 100
+    assert lvm_of(tmp_path / "lvm", codebook_size=100).codebook_size == 100
 
 
 @pytest.mark.parametrize("form", ["delvm_exported", "delvm_vit", "delvm_training", "lvm_llama"])

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lvmlab.model.lvm import LVM, SHAPES, Shape
+from lvmlab.model.config import LVM_PRESETS, LVMConfig
+from lvmlab.model.lvm import LVM
 from lvmlab.training import cost
 
-MEDIUM = Shape(256, 6, 4, 704, context=1024, vocab=1024, bias=True)
+MEDIUM = LVMConfig(256, 6, 4, 704, max_seq_len=1024, vocab_size=1024, attention_bias=True)
 PEAK = """
 import re, sys, torch
-from lvmlab.model.lvm import LVM, Shape
-lvm = LVM.from_shape(Shape(256, 6, 4, 704, bias=True))
+from lvmlab.model.config import LVMConfig
+from lvmlab.model.lvm import LVM
+lvm = LVM.from_shape(LVMConfig(256, 6, 4, 704, attention_bias=True))
 optimizer = torch.optim.AdamW(lvm.parameters(), fused=True)
 tokens = torch.randint(1024, (int(sys.argv[1]), 1024))
 for _ in range(2):
@@ -28,24 +30,24 @@ print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()
 """
 
 
-@pytest.mark.parametrize("shape", [*SHAPES.values(), MEDIUM], ids=[*SHAPES, "medium"])
+@pytest.mark.parametrize("shape", [*LVM_PRESETS.values(), MEDIUM], ids=[*LVM_PRESETS, "medium"])
 def test_parameters_are_counted(shape):
     with torch.device("meta"):
         from transformers import LlamaForCausalLM
 
-        llama = LlamaForCausalLM(shape.config())
+        llama = LlamaForCausalLM(shape.to_llama())
     assert cost.parameters(shape) == sum(p.numel() for p in llama.parameters())
 
 
 def test_the_family_has_the_published_sizes():
-    assert [round(cost.parameters(SHAPES[name]) / 1e6) for name in ("80m", "300m", "1b")] == pytest.approx(
-        [80, 300, 1150], rel=0.06
-    )
+    assert [
+        round(cost.parameters(LVM_PRESETS[name]) / 1e6) for name in ("80m", "300m", "1b")
+    ] == pytest.approx([80, 300, 1150], rel=0.06)
 
 
 def test_flops_are_those_torch_counts():
     lvm, tokens = LVM.from_shape(MEDIUM), torch.randint(1024, (2, 512))
-    attention = MEDIUM.layers * 4 * MEDIUM.width * 512 / 2  # which torch does not count on a CPU
+    attention = MEDIUM.n_layers * 4 * MEDIUM.dim * 512 / 2  # which torch does not count on a CPU
     with FlopCounterMode(display=False) as counter:
         logits = lvm(tokens)
     assert cost.forward_flops(MEDIUM, 512) - attention == pytest.approx(
@@ -84,11 +86,11 @@ def test_memory_is_within_a_fifth_of_what_is_measured(mode):
 def test_hours_follow_from_the_device_and_a_teacher_adds_its_passes():
     one = cost.cost("300m", 1e9, "A100", length=2048)
     assert one.hours == pytest.approx(
-        3 * cost.forward_flops(SHAPES["300m"], 2048) * 1e9 / (312e12 * 0.4) / 3600
+        3 * cost.forward_flops(LVM_PRESETS["300m"], 2048) * 1e9 / (312e12 * 0.4) / 3600
     )
     taught = cost.cost("300m", 1e9, "A100", length=2048, teacher="1b")
     assert taught.flops / one.flops == pytest.approx(
-        1 + cost.forward_flops(SHAPES["1b"], 2048) / 3 / cost.forward_flops(SHAPES["300m"], 2048)
+        1 + cost.forward_flops(LVM_PRESETS["1b"], 2048) / 3 / cost.forward_flops(LVM_PRESETS["300m"], 2048)
     )
     assert cost.cost("300m", 1e9, "A100", devices=8).hours == pytest.approx(
         cost.cost("300m", 1e9, "A100").hours / 8
@@ -104,5 +106,5 @@ def test_hours_follow_from_the_device_and_a_teacher_adds_its_passes():
 
 
 def test_here_is_measured_by_the_layer():
-    small = replace(MEDIUM, layers=2)
+    small = replace(MEDIUM, n_layers=2)
     assert cost.cost(small, 1e6, length=256, step=1024).hours > 0

@@ -16,12 +16,13 @@ from lvmlab.distillation import objectives as distill
 from lvmlab.distillation import teacher
 from lvmlab.distillation.objectives import Objective, Online
 from lvmlab.distillation.teacher import Frozen, freeze, write_cache
-from lvmlab.model.lvm import LVM, SHAPES, cross_entropy
+from lvmlab.model.config import LVM_PRESETS
+from lvmlab.model.lvm import LVM, cross_entropy
 from lvmlab.training.loop import TrainConfig
 from lvmlab.training.lvm import LVMRecipe, SentenceSampler, load_lvm, train_lvm
 
 M, CODES, WIDTH = 12, 40, 8
-SMALL = replace(SHAPES["tiny"], vocab=64, bias=True)
+SMALL = replace(LVM_PRESETS["tiny"], vocab_size=64, attention_bias=True)
 RECIPE = LVMRecipe(tokens=512, phases=((1.0, 2),), mixture=Mixture("natural"))
 CONFIG = TrainConfig(steps=4, lr=1e-2, warmup=1, log_every=1, precision="fp32")
 
@@ -174,12 +175,16 @@ def frozen(tmp_path_factory):
     root = tmp_path_factory.mktemp("frozen")
     write_store(
         root / "store",
-        {"segmentation": np.random.default_rng(0).integers(0, SMALL.vocab, (6, 4, 2, 16)).astype(np.uint16)},
+        {
+            "segmentation": np.random.default_rng(0)
+            .integers(0, SMALL.vocab_size, (6, 4, 2, 16))
+            .astype(np.uint16)
+        },
     )
     drawn = SentenceSampler(root / "store", RECIPE, steps=4, seed=0, tokens_per_image=16)
     folder, lvm = (
         freeze(root / "list", drawn, 8, drawn.identity),
-        LVM.from_shape(replace(SMALL, width=48), seed=1),
+        LVM.from_shape(replace(SMALL, dim=48), seed=1),
     )
     write_cache(folder, lvm, batch=3, progress=False)
     return root, lvm.eval()

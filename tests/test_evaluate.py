@@ -13,7 +13,8 @@ import torch
 from lvmlab.evaluation import scoring as ev
 from lvmlab.lab.plots.prompts import sheet, strip
 from lvmlab.lab.plots.scores import skill_chart, table
-from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.model.config import LVM_PRESETS
+from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.world import tasks
 
@@ -46,7 +47,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def lvm():
-    return LVM.from_shape(replace(SHAPES["tiny"], context=1024, vocab=1024)).eval()
+    return LVM.from_shape(replace(LVM_PRESETS["tiny"], max_seq_len=1024, vocab_size=1024)).eval()
 
 
 def test_rows_have_every_field_and_a_second_call_computes_nothing(tokenizer, lvm, tmp_path, monkeypatch):
@@ -172,7 +173,7 @@ def test_a_job_names_what_is_wrong_with_it(bad):
 
 
 def test_a_model_of_other_codes_is_refused_before_any_work(tokenizer):
-    other = LVM.from_shape("tiny", vocab=16)
+    other = LVM.from_shape("tiny", vocab_size=16)
     with pytest.raises(ValueError, match="codes"):
         ev.evaluate({"x": other}, tokenizer, ev.plan(2), progress=False)
 
@@ -212,7 +213,7 @@ def test_the_gallery_shows_the_worst_answers_one_a_source(tokenizer, lvm, tmp_pa
         FileNotFoundError, match="segmentation"
     ):  # other weights' answers are not these weights'
         gallery(
-            LVM.from_shape(replace(SHAPES["tiny"], context=1024, vocab=1024), seed=1),
+            LVM.from_shape(replace(LVM_PRESETS["tiny"], max_seq_len=1024, vocab_size=1024), seed=1),
             "x",
             tokenizer,
             jobs,

@@ -10,8 +10,9 @@ from stores import TOKENIZER, write_store
 from transformers import LlamaForCausalLM
 
 from lvmlab.data.mixture import Mixture
+from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.model.lora import SCALE, adapt, merge
-from lvmlab.model.lvm import LVM, SHAPES, Shape
+from lvmlab.model.lvm import LVM
 from lvmlab.model.prompting import complete_tokens
 from lvmlab.training.loop import TrainConfig, load_checkpoint
 from lvmlab.training.lvm import LVMRecipe, export_lvm, load_lvm, train_lvm
@@ -60,8 +61,8 @@ def test_any_layout_is_tuned_in_one_call_and_saved_whole(tmp_path, store, kind, 
     before, after = LVM.from_pretrained(start, device="cpu"), load_lvm(tmp_path / "tuned")
     assert (
         after.config.model_type == before.config.model_type
-        and after.codes == before.codes
-        and after.context == before.context
+        and after.codebook_size == before.codebook_size
+        and after.max_seq_len == before.max_seq_len
     )
     assert {k: v.shape for k, v in after.state_dict().items()} == {
         k: v.shape for k, v in before.state_dict().items()
@@ -138,9 +139,9 @@ def test_fresh_adapters_change_nothing_and_what_does_not_fit_is_refused(tmp_path
         adapt(lvm, -1)
     with pytest.raises(ValueError, match="give the shape of a new model"):
         train_lvm(store, tmp_path / "none", config=CONFIG)
-    assert SHAPES["tiny"] != Shape(32, 2, 2, 96)
+    assert LVM_PRESETS["tiny"] != LVMConfig(32, 2, 2, 96)
     with pytest.raises(ValueError, match="hidden_size=32 for 48"):
-        tuned(store, tmp_path / "other", LVM.from_shape("tiny"), shape=Shape(48, 2, 2, 96))
+        tuned(store, tmp_path / "other", LVM.from_shape("tiny"), shape=LVMConfig(48, 2, 2, 96))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install lvmlab\[lora\]"):
         tuned(store, tmp_path / "missing", LVM.from_shape("tiny"), lora=2)

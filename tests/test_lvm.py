@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
-from lvmlab.model.lvm import LVM, SHAPES, Shape
+from lvmlab.model.config import LVM_PRESETS, LVMConfig
+from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import CheckpointError, Tokenizer
 from lvmlab.utils import paths
 
@@ -16,7 +17,7 @@ CODES = 16
 
 @pytest.fixture
 def lvm():
-    return LVM.from_shape("tiny", seed=1, vocab=CODES)
+    return LVM.from_shape("tiny", seed=1, vocab_size=CODES)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_shapes_have_the_published_sizes(name, low, high):
         lvm = LVM.from_shape(name)
     assert low < lvm.num_parameters / 1e6 < high and lvm.shape == name
     big = not name.startswith("mini")
-    assert (lvm.context, lvm.vocab) == ((2048, 8192) if big else (1024, 1024))
+    assert (lvm.max_seq_len, lvm.vocab_size) == ((2048, 8192) if big else (1024, 1024))
     attention = lvm.llama.model.layers[0].self_attn
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
         assert projection.bias is not None  # as in DeLVM
@@ -77,10 +78,10 @@ def test_a_seed_decides_the_weights_and_leaves_the_global_one_alone():
     )
 
 
-@pytest.mark.parametrize("shape", [{"heads": 3}, {"layers": 0}, {"width": 1.5}])
+@pytest.mark.parametrize("shape", [{"n_heads": 3}, {"n_layers": 0}, {"dim": 1.5}])
 def test_a_wrong_shape_names_its_field(shape):
-    with pytest.raises(ValueError, match=f"Shape.{next(iter(shape))}="):
-        Shape(**{"width": 32, "layers": 2, "heads": 2, "inner": 64, **shape})
+    with pytest.raises(ValueError, match=f"LVMConfig.{next(iter(shape))}="):
+        LVMConfig(**{"dim": 32, "n_layers": 2, "n_heads": 2, "ffn_dim": 64, **shape})
 
 
 def test_loss_is_that_of_transformers_and_code_0_is_a_target(lvm):
@@ -133,7 +134,7 @@ def test_more_logits_than_a_chunk_are_never_held(monkeypatch):
                     self.numel = max(self.numel, value.numel())
             return out
 
-    lvm, tokens = LVM.from_shape("tiny", vocab=4096), sentences(8, 129, 4096)
+    lvm, tokens = LVM.from_shape("tiny", vocab_size=4096), sentences(8, 129, 4096)
     with Largest() as held:
         lvm.loss(tokens).backward()
         lvm.loss(tokens, torch.ones(tokens.shape)).backward()
@@ -170,7 +171,7 @@ def test_saved_and_loaded_it_is_the_same_here_and_in_plain_transformers(lvm, sav
     tokens = sentences()
     again = LVM.from_pretrained(saved, device="cpu")
     assert torch.equal(again(tokens), lvm(tokens)) and not again.training
-    assert (again.shape, again.context, again.tokenizer_fingerprint) == ("tiny", 256, "0123")
+    assert (again.shape, again.max_seq_len, again.tokenizer_fingerprint) == ("tiny", 256, "0123")
     plain = AutoModelForCausalLM.from_pretrained(saved)
     assert torch.equal(plain(tokens).logits, lvm(tokens)) and type(plain).__name__ == "LlamaForCausalLM"
     assert (
@@ -284,19 +285,19 @@ def test_a_tokenizer_that_does_not_fit_is_refused(lvm, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="16 codes but the model speaks 1024"):
         LVM.from_shape("tiny").check_fits(tokenizer)
     with pytest.raises(ValueError, match="context of 31"):
-        LVM.from_shape(Shape(32, 1, 2, 64, context=31, vocab=CODES)).check_fits(tokenizer)
+        LVM.from_shape(LVMConfig(32, 1, 2, 64, max_seq_len=31, vocab_size=CODES)).check_fits(tokenizer)
 
 
 def test_unused_ids_beyond_the_codes_fit(tokenizer, tmp_path):
-    LVM.from_shape("tiny", vocab=CODES + 4).save_pretrained(tmp_path)
-    LVM.from_pretrained(tmp_path, device="cpu", codes=CODES).check_fits(tokenizer)
-    assert set(SHAPES) >= {"mini-student", "mini-teacher", "80m", "300m", "1b"}
+    LVM.from_shape("tiny", vocab_size=CODES + 4).save_pretrained(tmp_path)
+    LVM.from_pretrained(tmp_path, device="cpu", codebook_size=CODES).check_fits(tokenizer)
+    assert set(LVM_PRESETS) >= {"mini-student", "mini-teacher", "80m", "300m", "1b"}
 
 
 def test_codes_that_look_alike_start_alike_in_embedding_and_head():
     codebook = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     codebook[1] = codebook[0] + 0.01
-    lvm = LVM.from_shape("tiny", vocab=64)
+    lvm = LVM.from_shape("tiny", vocab_size=64)
     before = lvm.llama.lm_head.weight.std().item()
     lvm.start_from_codebook(codebook)
     for rows in (lvm.llama.model.embed_tokens.weight, lvm.llama.lm_head.weight):
@@ -308,7 +309,9 @@ def test_codes_that_look_alike_start_alike_in_embedding_and_head():
 
 
 def test_heads_start_at_the_place_about_to_be_written():
-    shape = Shape(width=64, layers=2, heads=2, inner=64, context=256, vocab=64, bias=True)
+    shape = LVMConfig(
+        dim=64, n_layers=2, n_heads=2, ffn_dim=64, max_seq_len=256, vocab_size=64, attention_bias=True
+    )
     lvm = LVM.from_shape(shape).start_from_grid(16)
     lvm.llama.set_attn_implementation("eager")
     tokens = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0))

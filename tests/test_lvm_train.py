@@ -10,7 +10,8 @@ import torch
 from stores import write_store
 
 from lvmlab.data.mixture import Mixture
-from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.model.config import LVM_PRESETS
+from lvmlab.model.lvm import LVM
 from lvmlab.training.loop import TrainConfig, TrainingError
 from lvmlab.training.lvm import (
     LVMRecipe,
@@ -206,7 +207,7 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
         ValueError, match="sentences of 40 pairs are 320 tokens, the model reads 256: at most 32 pairs"
     ):
         train_lvm(store, tmp_path, recipe=dataclasses.replace(RECIPE, phases=((1.0, 40),)), **few)
-    assert not SHAPES["tiny"].bias
+    assert not LVM_PRESETS["tiny"].attention_bias
     with pytest.raises(ValueError, match="biases"):
         train_lvm(
             store,
@@ -346,7 +347,7 @@ def test_a_model_gives_the_same_logits_by_blocks_and_still_decodes():
     from lvmlab.training.cpu_attention import NAME
 
     lvm = LVM.from_shape("tiny", seed=3)
-    tokens = torch.randint(lvm.vocab, (2, 50), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(lvm.vocab_size, (2, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before, answers = lvm(tokens), complete_tokens(lvm, tokens, 5).tokens
         lvm.llama.set_attn_implementation(NAME)

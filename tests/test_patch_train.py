@@ -8,7 +8,7 @@ import torch
 from test_probe import squares
 
 from lvmlab.data import labelled
-from lvmlab.model.aim import SHAPES, PatchLM, PatchShape
+from lvmlab.model.aim import AIM_PRESETS, PatchConfig, PatchLM
 from lvmlab.training.aim import (
     AIMRecipe,
     Classifier,
@@ -23,8 +23,8 @@ from lvmlab.training.cost import cost, parameters
 from lvmlab.training.loop import TrainConfig, load_checkpoint
 from lvmlab.utils import paths
 
-TINY = PatchShape(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)
-KINDS = {"aim": TINY, "llama": replace(TINY, block="llama", inner=24)}
+TINY = PatchConfig(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)
+KINDS = {"aim": TINY, "llama": replace(TINY, block="llama", ffn_dim=24)}
 CONFIG = TrainConfig(
     steps=60,
     lr=5e-3,
@@ -141,7 +141,7 @@ def test_kept_pictures_are_the_same_and_are_drawn_once(tmp_path, monkeypatch):
 
 
 def test_the_cost_of_patches_counts_the_head():
-    shape = SHAPES["llama-80m-patch"]
+    shape = AIM_PRESETS["llama-80m-patch"]
     assert [parameters(s) / 1e6 for s in (shape, replace(shape, head_blocks=0))] == pytest.approx(
         [189.5, 86.1], abs=0.1
     )
@@ -166,7 +166,7 @@ def test_one_command_pre_trains_and_tunes_on_any_folder(tmp_path, monkeypatch):
             Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(
                 tmp_path / "data" / "train" / klass / f"{i}.png"
             )
-    monkeypatch.setitem(SHAPES, "tiny", TINY)
+    monkeypatch.setitem(AIM_PRESETS, "tiny", TINY)
     run(tmp_path / "pre", str(tmp_path / "data"), shape="tiny", steps=2, batch=4)
     run(tmp_path / "tuned", str(tmp_path / "data"), start=tmp_path / "pre", steps=2, batch=4)
     for folder, more in (("pre", {"data"}), ("tuned", {"data", "classes", "tuning"})):

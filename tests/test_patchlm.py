@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lvmlab.model.aim import SHAPES, PatchLM, PatchShape, places
+from lvmlab.model.aim import AIM_PRESETS, PatchConfig, PatchLM, sincos_2d
 from lvmlab.utils.checkpoints import CheckpointError
 
-TINY = PatchShape(16, 3, 2, patch=4, size=16, head_blocks=2, head_width=24)
+TINY = PatchConfig(16, 3, 2, patch=4, size=16, head_blocks=2, head_width=24)
 KINDS = {
     "aim": TINY,
-    "llama": replace(TINY, block="llama", inner=24),
+    "llama": replace(TINY, block="llama", ffn_dim=24),
     "random": replace(TINY, order="random"),
     "causal": replace(TINY, prefix=False),
     "no head": replace(TINY, head_blocks=0),
@@ -29,7 +29,7 @@ def images(count=3, size=16):
 )
 def test_shapes_have_the_published_sizes(name, millions):
     with torch.device("meta"):
-        model = PatchLM(SHAPES[name])
+        model = PatchLM(AIM_PRESETS[name])
     count = sum(p.numel() for part in (model.preprocessor, model.trunk) for p in part.parameters())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
 
@@ -93,7 +93,7 @@ def test_targets_are_normalised_patches_in_raster_order():
 
 
 def test_places_tell_the_column_first():
-    found = places(2, 3, 8)
+    found = sincos_2d(2, 3, 8)
     assert found.shape == (6, 8)
     torch.testing.assert_close(
         found[5],
@@ -130,10 +130,10 @@ def test_it_learns():
 
 @pytest.mark.parametrize(
     "field, value",
-    [("width", 18), ("blocks", 0), ("size", 18), ("head_blocks", -1), ("block", "x"), ("order", "spiral")],
+    [("dim", 18), ("n_layers", 0), ("size", 18), ("head_blocks", -1), ("block", "x"), ("order", "spiral")],
 )
 def test_a_wrong_field_is_named(field, value):
-    with pytest.raises(ValueError, match=f"PatchShape.{field}="):
+    with pytest.raises(ValueError, match=f"PatchConfig.{field}="):
         replace(TINY, **{field: value})
 
 

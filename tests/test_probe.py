@@ -11,13 +11,14 @@ from PIL import Image
 
 from lvmlab.data import labelled
 from lvmlab.evaluation import probing as probe
-from lvmlab.model.aim import PatchLM, PatchShape
-from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.model.aim import PatchConfig, PatchLM
+from lvmlab.model.config import LVM_PRESETS
+from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import paths
 from lvmlab.world import default
 
-TINY = PatchShape(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)
+TINY = PatchConfig(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,7 @@ def test_more_classes_than_a_few_take_torch(three, monkeypatch):
 
 
 def test_a_token_model_gives_every_layer_and_a_place_knows_nothing_of_later_ones():
-    lvm = LVM.from_shape(replace(SHAPES["tiny"], vocab=16)).eval()
+    lvm = LVM.from_shape(replace(LVM_PRESETS["tiny"], vocab_size=16)).eval()
     trunk = probe.Tokens(lvm, Tokenizer.from_preset("tiny"))
     pictures = torch.rand(2, 3, 16, 16)
     other = pictures.clone()

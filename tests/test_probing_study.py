@@ -30,7 +30,7 @@ def records():
             if arm.tokens and "student" in arm.tokens
             else 9
             if arm.tokens
-            else arm.patches.blocks
+            else arm.patches.n_layers
             if arm.patches
             else 1
         )
@@ -83,7 +83,7 @@ def test_arms_train_and_are_probed_and_what_is_stored_is_found_again(cache, monk
         row["seed"] == 1
         and row["seconds"] > 0
         and 0.5 < row["objective"] < 2
-        and len(row["linear"]["blocks"]) == study.SMALL.blocks
+        and len(row["linear"]["blocks"]) == study.SMALL.n_layers
     )
     for kind in study.kinds(found["small"]):
         best = row[kind]["blocks"][row[kind]["best"]]

@@ -14,13 +14,14 @@ from test_cli import LAUNCH
 
 from lvmlab.data.mixture import Mixture
 from lvmlab.distillation.objectives import Objective
-from lvmlab.model.lvm import LVM, SHAPES
+from lvmlab.model.config import LVM_PRESETS
+from lvmlab.model.lvm import LVM
 from lvmlab.training.loop import TrainConfig, read_log
 from lvmlab.training.lvm import LVMRecipe, train_lvm
 
 pytestmark = pytest.mark.slow
 
-SMALL = replace(SHAPES["tiny"], vocab=64, bias=True)
+SMALL = replace(LVM_PRESETS["tiny"], vocab_size=64, attention_bias=True)
 RECIPE = LVMRecipe(tokens=512, phases=((1.0, 2),), mixture=Mixture("natural"))
 CONFIG = TrainConfig(steps=5, lr=1e-2, warmup=1, log_every=1, save_every=2, precision="fp32", tracker="none")
 
@@ -34,7 +35,7 @@ def fit(store, folder, accumulation=1):
         config=replace(CONFIG, accumulation=accumulation),
         recipe=RECIPE,
         tokens_per_image=16,
-        teacher=LVM.from_shape(replace(SMALL, width=48), seed=1),
+        teacher=LVM.from_shape(replace(SMALL, dim=48), seed=1),
         objective=Objective(),
         progress=False,
     )
@@ -45,7 +46,11 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     write_store(
         folder,
-        {"segmentation": np.random.default_rng(0).integers(0, SMALL.vocab, (6, 4, 2, 16)).astype(np.uint16)},
+        {
+            "segmentation": np.random.default_rng(0)
+            .integers(0, SMALL.vocab_size, (6, 4, 2, 16))
+            .astype(np.uint16)
+        },
     )
     return folder
 
@@ -86,11 +91,11 @@ SHARDED = textwrap.dedent("""
             fully_shard(layer, mesh=mesh)
         return fully_shard(lvm, mesh=mesh)
 
-    student, teacher = sharded(LVM.from_shape(t.SMALL)), sharded(LVM.from_shape(t.replace(t.SMALL, width=48), seed=1))
+    student, teacher = sharded(LVM.from_shape(t.SMALL)), sharded(LVM.from_shape(t.replace(t.SMALL, dim=48), seed=1))
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     first = resume(folder, student, [optimizer], {})
     for step in range(first, first + 3):
-        tokens = torch.randint(t.SMALL.vocab, (4, 64), generator=torch.Generator().manual_seed(0)).chunk(ranks)[rank]
+        tokens = torch.randint(t.SMALL.vocab_size, (4, 64), generator=torch.Generator().manual_seed(0)).chunk(ranks)[rank]
         with torch.no_grad():  # the whole forward goes through the sharded module, which gathers its weights for it
             word = teacher(tokens, criterion=lambda hidden, head, *_: Online(hidden, getattr(head, "full_tensor", lambda: head)().clone()))
         loss = student(tokens, criterion=criterion(Objective(), word))

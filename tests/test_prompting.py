@@ -3,7 +3,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lvmlab.model import prompting
-from lvmlab.model.lvm import LVM, Shape
+from lvmlab.model.config import LVMConfig
+from lvmlab.model.lvm import LVM
 from lvmlab.model.prompting import Prompt, complete, complete_tokens, encode_prompts
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.images import ImageError
@@ -19,7 +20,9 @@ def tokenizer():
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "bias"])
 def lvm(request):
     """Untrained, its weights enlarged so that answers depend on the prompt."""
-    lvm = LVM.from_shape(Shape(32, 2, 2, 64, context=256, vocab=CODES, bias=request.param), seed=3)
+    lvm = LVM.from_shape(
+        LVMConfig(32, 2, 2, 64, max_seq_len=256, vocab_size=CODES, attention_bias=request.param), seed=3
+    )
     with torch.no_grad():
         for i, p in enumerate(lvm.parameters()):
             if p.ndim > 1:
@@ -91,7 +94,9 @@ def test_any_llama_is_decoded_as_transformers_would(other):
 @torch.inference_mode()
 def test_a_model_made_under_inference_mode_answers_too():
     test_greedy_equals_generate(
-        LVM.from_shape(Shape(32, 2, 2, 64, context=256, vocab=CODES, bias=True), seed=3)
+        LVM.from_shape(
+            LVMConfig(32, 2, 2, 64, max_seq_len=256, vocab_size=CODES, attention_bias=True), seed=3
+        )
     )
 
 
@@ -138,7 +143,7 @@ def test_top_k_1_and_a_low_temperature_are_greedy_and_prompts_stay_apart(lvm):
 
 
 def test_samples_follow_the_models_distribution():
-    lvm = LVM.from_shape("tiny", seed=3, vocab=4)
+    lvm = LVM.from_shape("tiny", seed=3, vocab_size=4)
     tokens = torch.zeros(1, 5, dtype=torch.int64)
     drawn = complete_tokens(lvm, tokens, 1, sample=True, generator=seeded(), answers=4000).tokens.flatten()
     with torch.no_grad():
@@ -198,7 +203,7 @@ def test_large_models_and_others_than_llama_decode_by_their_own_forward(lvm, mon
 
 
 def test_changed_weights_are_seen():
-    lvm = LVM.from_shape("tiny", seed=1, vocab=CODES)
+    lvm = LVM.from_shape("tiny", seed=1, vocab_size=CODES)
     before = complete_tokens(lvm, rows(2), N).logprobs
     with torch.no_grad():
         lvm.llama.lm_head.weight.mul_(9)
@@ -214,7 +219,7 @@ def test_changed_weights_are_seen():
 
 
 def test_unused_ids_are_never_answered():
-    lvm = LVM.from_shape("tiny", vocab=CODES)
+    lvm = LVM.from_shape("tiny", vocab_size=CODES)
     lvm.llama.config.tokenizer_codes = 5
     got = complete_tokens(lvm, rows(codes := 4), 64, sample=True, generator=seeded(), answers=2)
     assert got.tokens.max() < 5 == codes + 1 and got.entropies.isfinite().all()

@@ -15,7 +15,8 @@ from lvmlab.evaluation.scoring import Job, encoded, prompts
 from lvmlab.lab.plots import studio as figures
 from lvmlab.lab.studio.session import Session
 from lvmlab.lab.studio.studio import Studio
-from lvmlab.model.lvm import LVM, Shape
+from lvmlab.model.config import LVMConfig
+from lvmlab.model.lvm import LVM
 from lvmlab.model.prompting import alternatives, attention, complete_tokens, label_ids
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
@@ -32,7 +33,7 @@ def models(tokenizer):
     found = {}
     for seed, name in enumerate(("one", "two")):
         found[name] = LVM.from_shape(
-            Shape(32, 2, 2, 64, context=16 * tokenizer.tokens_per_image, vocab=tokenizer.codebook_size),
+            LVMConfig(32, 2, 2, 64, max_seq_len=16 * tokenizer.tokens_per_image, vocab_size=tokenizer.codebook_size),
             seed=seed,
         )
         with torch.no_grad():
@@ -248,7 +249,7 @@ def test_a_checkpoints_folder_is_a_model_and_one_that_does_not_fit_is_refused(se
     session.models["one"].save_pretrained(tmp_path / "fits", dtype=torch.float32)
     *_, found = session.answer(str(tmp_path / "fits"))
     assert torch.equal(found.of("ids"), answered(session).of("ids"))
-    LVM.from_shape("tiny", vocab=7).save_pretrained(tmp_path / "other")
+    LVM.from_shape("tiny", vocab_size=7).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="7"):
         next(session.answer(str(tmp_path / "other")))
 
@@ -303,7 +304,7 @@ def test_overlap_by_hand():
 def test_sensitivity_measures_every_change(models):
     mini, lvm = (
         Tokenizer.from_pretrained("mini", device="cpu"),
-        LVM.from_shape(Shape(16, 1, 1, 16, vocab=1024)),
+        LVM.from_shape(LVMConfig(16, 1, 1, 16, vocab_size=1024)),
     )
     found = list(sensitivity.measure(lvm, mini, Job("motion", prompts=2, split="val", answers=1), batch=1))
     assert found[:3] == [("plain: 3 examples", None)] * 2 + [("plain: 3 examples", found[2][1])], (

@@ -177,7 +177,7 @@ def write_cache(
     top: keep so many codes alone; None: all, up to WHOLE codes, and TOP beyond.
     """
     folder, teacher = Path(folder), lvm.fingerprint()
-    top = (None if lvm.vocab <= WHOLE else TOP) if top is None else top
+    top = (None if lvm.vocab_size <= WHOLE else TOP) if top is None else top
     where, read = folder / f"teacher-{teacher}", np.load(folder / "read.npy", mmap_mode="r")
     where.mkdir(exist_ok=True)
     count, targets = len(read), read.shape[1] - 1
@@ -191,7 +191,7 @@ def write_cache(
     shapes = (
         [((count, targets, top), np.uint16), ((count, targets, top), np.float16)]
         if top
-        else [((count, targets, lvm.vocab), np.uint8), ((count, targets, 1), np.float32)]
+        else [((count, targets, lvm.vocab_size), np.uint8), ((count, targets, 1), np.float32)]
     )
     new = meta["done"] == 0
     arrays = [

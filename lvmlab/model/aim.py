@@ -38,21 +38,21 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: what the
 
 
 @dataclass(frozen=True)
-class PatchShape:
-    """width, blocks, heads of the trunk; ``patch`` pixels a side of pictures of ``size``. inner: of the MLPs,
-    None: 4 x width.
+class PatchConfig:
+    """dim, n_layers, n_heads of the trunk; ``patch`` pixels a side of pictures of ``size``. ffn_dim: of the
+    MLPs, None: 4 x dim.
 
     head_blocks, head_width: of the MLP head that pre-training alone has; 0 blocks: one linear layer (the
         ablation of the paper's table 6).
     prefix: False is plain causal attention (its table 5's ablation). Raises ValueError that names the field.
     """
 
-    width: int
-    blocks: int
-    heads: int
+    dim: int
+    n_layers: int
+    n_heads: int
     patch: int = 14
     size: int = 224
-    inner: int | None = None
+    ffn_dim: int | None = None
     head_blocks: int = 12
     head_width: int = 2048
     block: str = "aim"
@@ -62,8 +62,8 @@ class PatchShape:
     def __post_init__(self):
         check_fields(
             self,
-            width=(self.width % (4 * self.heads) == 0, f"a multiple of 4 x heads={self.heads}"),
-            blocks=(self.blocks >= 1, "at least 1"),
+            dim=(self.dim % (4 * self.n_heads) == 0, f"a multiple of 4 x n_heads={self.n_heads}"),
+            n_layers=(self.n_layers >= 1, "at least 1"),
             size=(self.size % self.patch == 0, f"a multiple of patch={self.patch}"),
             head_blocks=(self.head_blocks >= 0, "0 (linear) or more"),
             block=(self.block in BLOCKS, f"one of {', '.join(BLOCKS)}"),
@@ -76,16 +76,16 @@ class PatchShape:
         return self.size // self.patch
 
 
-SHAPES = {
-    "aim-600m": PatchShape(1536, 24, 12),
-    "aim-1b": PatchShape(2048, 24, 16),
-    "aim-3b": PatchShape(3072, 24, 24),
-    "aim-7b": PatchShape(4096, 32, 32),
-    "aim-mini": PatchShape(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
-    "aim-mini-llama": PatchShape(
-        192, 8, 3, patch=8, size=64, inner=512, head_blocks=4, head_width=384, block="llama"
+AIM_PRESETS = {
+    "aim-600m": PatchConfig(1536, 24, 12),
+    "aim-1b": PatchConfig(2048, 24, 16),
+    "aim-3b": PatchConfig(3072, 24, 24),
+    "aim-7b": PatchConfig(4096, 32, 32),
+    "aim-mini": PatchConfig(192, 8, 3, patch=8, size=64, head_blocks=4, head_width=384),
+    "aim-mini-llama": PatchConfig(
+        192, 8, 3, patch=8, size=64, ffn_dim=512, head_blocks=4, head_width=384, block="llama"
     ),
-    "llama-80m-patch": PatchShape(768, 12, 12, patch=16, inner=2048, block="llama"),
+    "llama-80m-patch": PatchConfig(768, 12, 12, patch=16, ffn_dim=2048, block="llama"),
 }
 
 
@@ -97,7 +97,7 @@ class PatchLM(nn.Module):
     model.features(images)                       # a list of (B, N, width), one of each block
     """
 
-    def __init__(self, shape: PatchShape):
+    def __init__(self, shape: PatchConfig):
         super().__init__()
         self.shape, self.probe = shape, {}
         self.preprocessor = nn.ModuleDict({"patchifier": Patchifier(shape)})
@@ -109,13 +109,13 @@ class PatchLM(nn.Module):
         self.register_buffer("order", order, persistent=False)
 
     @classmethod
-    def from_shape(cls, shape: str | PatchShape, seed: int = 0) -> "PatchLM":
+    def from_shape(cls, shape: str | PatchConfig, seed: int = 0) -> "PatchLM":
         """Fresh weights; the same seed gives the same ones. Raises ValueError for an unknown name."""
-        if isinstance(shape, str) and shape not in SHAPES:
-            raise ValueError(f"{shape!r} is no shape: choose from {', '.join(SHAPES)}")
+        if isinstance(shape, str) and shape not in AIM_PRESETS:
+            raise ValueError(f"{shape!r} is no shape: choose from {', '.join(AIM_PRESETS)}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(SHAPES[shape] if isinstance(shape, str) else shape)
+            return cls(AIM_PRESETS[shape] if isinstance(shape, str) else shape)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: torch.device | str | None = None) -> "PatchLM":
@@ -133,11 +133,11 @@ class PatchLM(nn.Module):
         own = path / CONFIG
         config = read_config(own) if own.is_file() else {}
         if config.get("model_type") == KIND:
-            model = cls.from_shape(PatchShape(**config["shape"]))
+            model = cls.from_shape(PatchConfig(**config["shape"]))
             state, probe = read_state(weights_in(path, WEIGHTS)), {}
         else:
             fields, state, probe = aim.load(path)
-            model = cls.from_shape(PatchShape(**fields))
+            model = cls.from_shape(PatchConfig(**fields))
             state |= {k: v for k, v in model.state_dict().items() if k.startswith("predictor.")}
         model.load_state_dict(match_keys(state, model.state_dict(), path))
         model.probe = probe
@@ -169,7 +169,7 @@ class PatchLM(nn.Module):
             )
         height, width = (side // self.shape.patch for side in images.shape[2:])
         patches = self.preprocessor["patchifier"](TF.normalize(images, MEAN, STD))
-        return patches + places(height, width, patches.shape[2]).to(patches)
+        return patches + sincos_2d(height, width, patches.shape[2]).to(patches)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The output of every block, (B, N, width) each, read both ways: without the last norm, as AIM's
@@ -211,7 +211,7 @@ class PatchLM(nn.Module):
         ).sqrt()
 
 
-def places(height: int, width: int, channels: int) -> Tensor:
+def sincos_2d(height: int, width: int, channels: int) -> Tensor:
     """Fixed 2D sines and cosines (height * width, channels): the first half tells the column, the second the
     row.
     """
@@ -222,10 +222,10 @@ def places(height: int, width: int, channels: int) -> Tensor:
 
 
 class Patchifier(nn.Module):
-    def __init__(self, shape: PatchShape):
+    def __init__(self, shape: PatchConfig):
         super().__init__()
-        self.proj = nn.Conv2d(3, shape.width, shape.patch, shape.patch)
-        self.norm = nn.LayerNorm(shape.width, EPS)
+        self.proj = nn.Conv2d(3, shape.dim, shape.patch, shape.patch)
+        self.norm = nn.LayerNorm(shape.dim, EPS)
         nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -235,11 +235,11 @@ class Patchifier(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and GELU MLP, no biases."""
 
-    def __init__(self, shape: PatchShape):
+    def __init__(self, shape: PatchConfig):
         super().__init__()
-        self.norm_1, self.norm_2 = nn.LayerNorm(shape.width, EPS), nn.LayerNorm(shape.width, EPS)
-        self.attn = Attention(shape.width, shape.heads, qkv_bias=False, proj_bias=False)
-        self.mlp = Mlp(shape.width, shape.inner or 4 * shape.width, bias=False)
+        self.norm_1, self.norm_2 = nn.LayerNorm(shape.dim, EPS), nn.LayerNorm(shape.dim, EPS)
+        self.attn = Attention(shape.dim, shape.n_heads, qkv_bias=False, proj_bias=False)
+        self.mlp = Mlp(shape.dim, shape.ffn_dim or 4 * shape.dim, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attn(self.norm_1(x), attn_mask=mask)
@@ -249,10 +249,10 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     """AIM's."""
 
-    def __init__(self, shape: PatchShape):
+    def __init__(self, shape: PatchConfig):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.blocks))
-        self.post_trunk_norm = nn.LayerNorm(shape.width, EPS)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
+        self.post_trunk_norm = nn.LayerNorm(shape.dim, EPS)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Every block's output. mask: (B, 1, N, N), True where a query sees a key; None: everywhere."""
@@ -268,15 +268,15 @@ class Trunk(nn.Module):
 class LlamaTrunk(nn.Module):
     """LLaMA's layers; its rotary positions go along the row of patches, beside the fixed ones."""
 
-    def __init__(self, shape: PatchShape):
+    def __init__(self, shape: PatchConfig):
         super().__init__()
         self.llama = LlamaModel(
             LlamaConfig(
-                hidden_size=shape.width,
-                num_hidden_layers=shape.blocks,
-                num_attention_heads=shape.heads,
-                num_key_value_heads=shape.heads,
-                intermediate_size=shape.inner or 4 * shape.width,
+                hidden_size=shape.dim,
+                num_hidden_layers=shape.n_layers,
+                num_attention_heads=shape.n_heads,
+                num_key_value_heads=shape.n_heads,
+                intermediate_size=shape.ffn_dim or 4 * shape.dim,
                 vocab_size=1,
                 bos_token_id=None,
                 eos_token_id=None,
@@ -303,10 +303,10 @@ class Predictor(nn.Module):
     not end in pixels.
     """
 
-    def __init__(self, shape: PatchShape):
+    def __init__(self, shape: PatchConfig):
         super().__init__()
-        width = shape.head_width if shape.head_blocks else shape.width
-        self.widen = nn.Linear(shape.width, width) if shape.head_blocks else nn.Identity()
+        width = shape.head_width if shape.head_blocks else shape.dim
+        self.widen = nn.Linear(shape.dim, width) if shape.head_blocks else nn.Identity()
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width, EPS), Mlp(width, width)) for _ in range(shape.head_blocks)
         )

@@ -53,7 +53,7 @@ class Plain:
     order: Tensor | slice = slice(None)  # how the numbers of a key are laid
 
     def __init__(self, lvm: LVM):
-        self.model, self.head = lvm.llama.model, lvm.llama.lm_head.weight[: lvm.codes]
+        self.model, self.head = lvm.llama.model, lvm.llama.lm_head.weight[: lvm.codebook_size]
         self.count, self.kept = (
             lvm.config.num_hidden_layers,
             self.head.dtype,
@@ -116,7 +116,7 @@ class Lean(Plain):
         rate = config.rope_parameters["rope_theta"] ** (
             -torch.arange(self.half, device=lvm.device) / self.half
         )
-        angle = torch.arange(lvm.context, device=lvm.device)[:, None, None, None] * rate
+        angle = torch.arange(lvm.max_seq_len, device=lvm.device)[:, None, None, None] * rate
         turns = torch.polar(torch.ones_like(angle), angle)
         self.turns = torch.cat(
             [turns, turns, torch.ones_like(turns)], 1

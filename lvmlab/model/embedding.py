@@ -38,10 +38,10 @@ def factor(lvm: LVM, codebook: Tensor, seed: int = 0) -> LVM:
     """Gives a model a factored embedding in the place of its own, and returns it. codebook: (K, D). Raises
     ValueError unless K is its vocabulary.
     """
-    if codebook.ndim != 2 or len(codebook) != lvm.vocab:
+    if codebook.ndim != 2 or len(codebook) != lvm.vocab_size:
         raise ValueError(
             f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K the model's vocabulary of "
-            f"{lvm.vocab}"
+            f"{lvm.vocab_size}"
         )
     lvm.llama.model.embed_tokens = Factored(
         codebook, lvm.config.hidden_size, lvm.config.initializer_range, seed

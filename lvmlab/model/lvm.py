@@ -11,7 +11,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from lvmlab.model import pretrained as llamas
+from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.tokenizer.tokenizer import (
     CheckpointError,
     Tokenizer,
@@ -32,73 +33,12 @@ from lvmlab.tokenizer.tokenizer import (
 )
 from lvmlab.utils import paths
 from lvmlab.utils.checkpoints import unsafe_pickle_error
-from lvmlab.utils.checks import check_fields
 from lvmlab.utils.device import default_device
 from lvmlab.utils.files import write_file
 
 CONFIG, LOG, CARD = "config.json", "log.json", "README.md"
 CHUNK = 2**22  # logits held at a time: 16 MiB in fp32
 UNUSED = (8292, 8192)  # LVM's vocabulary, and how many of it are codes
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The shape of a LLaMA. `vocab` is the codebook's size, `context` the longest sentence in tokens, `bias`
-    that of q, k, v and o.
-    """
-
-    width: int
-    layers: int
-    heads: int
-    inner: int  # of the SwiGLU
-    context: int = 1024  # 16 pictures of 64 tokens
-    vocab: int = 1024
-    bias: bool = False
-
-    def __post_init__(self):
-        sizes = {k: getattr(self, k) for k in ("width", "layers", "heads", "inner", "context", "vocab")}
-        check_fields(
-            self, **{k: (isinstance(v, int) and v >= 1, "a positive integer") for k, v in sizes.items()}
-        )
-        check_fields(
-            self,
-            heads=(
-                self.width % (2 * self.heads) == 0,
-                f"a divisor of width={self.width} that leaves an even width a head",
-            ),
-        )
-
-    def config(self, **extra) -> LlamaConfig:
-        return LlamaConfig(
-            hidden_size=self.width,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            intermediate_size=self.inner,
-            max_position_embeddings=self.context,
-            vocab_size=self.vocab,
-            attention_bias=self.bias,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-            attn_implementation="sdpa",
-            **extra,
-        )
-
-
-_BIG = {"context": 2048, "vocab": 8192, "bias": True}  # 8 pictures of 256 tokens
-SHAPES = {
-    "tiny": Shape(32, 2, 2, 64, context=256),  # for tests: 16 pictures of 16 tokens
-    "mini-student": Shape(192, 5, 3, 512, bias=True),
-    "mini-teacher": Shape(256, 9, 4, 704, bias=True),
-    "80m": Shape(
-        512, 22, 4, 1536, **_BIG
-    ),  # DeLVM's 80M is not released: its family's depth, head width and inner rule
-    "300m": Shape(1024, 22, 8, 2816, **_BIG),
-    "1b": Shape(2048, 22, 16, 5632, **_BIG),
-}
 
 
 class LVM(nn.Module):
@@ -116,29 +56,29 @@ class LVM(nn.Module):
         self.llama = llama
 
     @classmethod
-    def from_shape(cls, shape: str | Shape, seed: int = 0, vocab: int | None = None) -> "LVM":
+    def from_shape(cls, shape: str | LVMConfig, seed: int = 0, vocab_size: int | None = None) -> "LVM":
         """Fresh, untrained fp32 weights on the CPU; the same seed gives the same weights.
 
-        shape: a name in SHAPES or a Shape of your own. vocab: codes of the tokenizer (None: the shape's own,
-            1024 or 8192).
+        shape: a name in LVM_PRESETS or a LVMConfig of your own. vocab_size: size of the tokenizer's codebook
+            (None: the shape's own).
         Raises ValueError for an unknown name.
         """
         name = shape if isinstance(shape, str) else None
         if name is not None:
-            if name not in SHAPES:
+            if name not in LVM_PRESETS:
                 trained = name in shipped() or Path(name).is_dir() or "/" in name
                 remedy = (
                     f"it names trained weights: use LVM.from_pretrained({name!r})"
                     if trained
-                    else f"choose from {', '.join(SHAPES)}"
+                    else f"choose from {', '.join(LVM_PRESETS)}"
                 )
                 raise ValueError(f"{name!r} is no shape; {remedy}")
-            shape = SHAPES[name]
-        if vocab is not None:
-            shape = replace(shape, vocab=vocab)
+            shape = LVM_PRESETS[name]
+        if vocab_size is not None:
+            shape = replace(shape, vocab_size=vocab_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(LlamaForCausalLM(shape.config(lvm_shape=name)))
+            return cls(LlamaForCausalLM(shape.to_llama(lvm_shape=name)))
 
     @classmethod
     def from_pretrained(
@@ -147,12 +87,12 @@ class LVM(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
-        codes: int | None = None,
+        codebook_size: int | None = None,
     ) -> "LVM":
         """Trained weights: the name of a shipped model, a folder, or a hub id "owner/name", in
         `transformers`' LLaMA layout or DeLVM's.
 
-        device: None is CUDA, then MPS, then CPU. codes: how many of the vocabulary are codes, where some ids
+        device: None is CUDA, then MPS, then CPU. codebook_size: how many of the vocabulary are codes, where some ids
             are unused (None: LVM's 8192 of
         8292, else all). Raises CheckpointError, naming missing and unexpected keys. Executes no code from the
         checkpoint.
@@ -161,10 +101,10 @@ class LVM(nn.Module):
         llama = llamas.load(source)
         if llama is None:
             llama = _plain(source, name, dtype)
-        if codes is None and llama.config.vocab_size == UNUSED[0]:
-            codes = UNUSED[1]
-        if codes is not None:
-            llama.config.tokenizer_codes = codes
+        if codebook_size is None and llama.config.vocab_size == UNUSED[0]:
+            codebook_size = UNUSED[1]
+        if codebook_size is not None:
+            llama.config.tokenizer_codes = codebook_size
         return cls(llama.to(device or default_device(), dtype)).eval()
 
     def save_pretrained(
@@ -211,9 +151,9 @@ class LVM(nn.Module):
         DeLVM's release goes further: its embedding stays the frozen codebook, followed by one linear layer.
         Returns self.
         """
-        if codebook.ndim != 2 or len(codebook) > self.vocab:
+        if codebook.ndim != 2 or len(codebook) > self.vocab_size:
             raise ValueError(
-                f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K of at most {self.vocab}"
+                f"the codebook has shape {tuple(codebook.shape)}: give (K, D) with K of at most {self.vocab_size}"
             )
         generator = torch.Generator().manual_seed(seed)
         centred = (codebook - codebook.mean(0)).float().cpu()
@@ -240,7 +180,7 @@ class LVM(nn.Module):
         if not self.config.attention_bias:
             raise ValueError(
                 f"a model of shape {self.shape!r} has no q and k biases to start from: give a shape with "
-                f"bias=True"
+                f"attention_bias=True"
             )
         width, heads = self.config.hidden_size, self.config.num_attention_heads
         n, side = width // heads // 2, math.isqrt(tokens)
@@ -284,18 +224,18 @@ class LVM(nn.Module):
         return getattr(self.config, "lvm_shape", None)
 
     @property
-    def context(self) -> int:
+    def max_seq_len(self) -> int:
         """The longest sentence, in tokens."""
         return self.config.max_position_embeddings
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         return self.config.vocab_size
 
     @property
-    def codes(self) -> int:
+    def codebook_size(self) -> int:
         """Ids below this are codes; the rest of the vocabulary, if any, is never an answer."""
-        return getattr(self.config, "tokenizer_codes", None) or self.vocab
+        return getattr(self.config, "tokenizer_codes", None) or self.vocab_size
 
     @property
     def tokenizer_fingerprint(self) -> str | None:
@@ -316,11 +256,11 @@ class LVM(nn.Module):
 
     def check_fits(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError if this model does not speak the tokenizer's codes."""
-        if tokenizer.codebook_size != self.codes:
+        if tokenizer.codebook_size != self.codebook_size:
             raise ValueError(
-                f"the tokenizer has {tokenizer.codebook_size} codes but the model speaks {self.codes}: give "
+                f"the tokenizer has {tokenizer.codebook_size} codes but the model speaks {self.codebook_size}: give "
                 f"the tokenizer "
-                f"it was trained on, or LVM.from_shape(..., vocab={tokenizer.codebook_size})"
+                f"it was trained on, or LVM.from_shape(..., vocab_size={tokenizer.codebook_size})"
             )
         if self.tokenizer_fingerprint not in (None, tokenizer.fingerprint):
             raise ValueError(
@@ -329,25 +269,25 @@ class LVM(nn.Module):
                 f"{tokenizer.fingerprint}): the same ids mean other things; give the tokenizer it was "
                 f"trained on"
             )
-        if self.context < 2 * tokenizer.tokens_per_image:
+        if self.max_seq_len < 2 * tokenizer.tokens_per_image:
             raise ValueError(
-                f"the model's context of {self.context} tokens does not hold two pictures of "
+                f"the model's context of {self.max_seq_len} tokens does not hold two pictures of "
                 f"{tokenizer.tokens_per_image} tokens: "
                 "give a tokenizer of fewer tokens or a model of a longer context"
             )
 
     def check_tokens(self, tokens: Tensor, least: int = 1) -> None:
         """Raises ValueError unless tokens are integers (B, T) in the vocabulary with `least` <= T <= context."""
-        check_tokens(tokens, "T", self.vocab, "model has ids")
+        check_tokens(tokens, "T", self.vocab_size, "model has ids")
         if not tokens.numel() or tokens.shape[1] < least:
             raise ValueError(
                 f"tokens have shape {tuple(tokens.shape)}: give (B, T) with B of at least 1 and T of at "
                 f"least {least}"
             )
-        if tokens.shape[1] > self.context:
+        if tokens.shape[1] > self.max_seq_len:
             raise ValueError(
                 f"sentences of {tokens.shape[1]} tokens are longer than the model's context of "
-                f"{self.context}: "
+                f"{self.max_seq_len}: "
                 "give fewer pictures or a model of a longer context"
             )
 
@@ -526,7 +466,7 @@ def _find(name: str | Path) -> Path:
                 f"kind of model"
             )
         return folder
-    if str(name) in SHAPES:
+    if str(name) in LVM_PRESETS:
         raise CheckpointError(
             f"{str(name)!r} is a shape, without trained weights: LVM.from_shape({str(name)!r}) gives fresh "
             f"ones "

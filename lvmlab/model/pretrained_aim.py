@@ -9,7 +9,7 @@ _FIRST, _NORM = "preprocessor.patchifier.proj.weight", "trunk.post_trunk_norm.we
 
 
 def load(path: Path, size: int = 224) -> tuple[dict, State, State]:
-    """The fields of a `lvmlab.model.aim.PatchShape`, the backbone's weights, and the probe's without their
+    """The fields of a `lvmlab.model.aim.PatchConfig`, the backbone's weights, and the probe's without their
     prefix (empty where there is none).
 
     Raises CheckpointError where no file of the path holds a backbone.
@@ -41,12 +41,12 @@ def load(path: Path, size: int = 224) -> tuple[dict, State, State]:
     blocks = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("trunk.blocks."))
     heads = max(1, width // HEAD_WIDTH)
     fields = {
-        "width": width,
-        "blocks": blocks,
-        "heads": heads,
+        "dim": width,
+        "n_layers": blocks,
+        "n_heads": heads,
         "patch": patch,
         "size": size // patch * patch,
-        "inner": state["trunk.blocks.0.mlp.fc1.weight"].shape[0],
+        "ffn_dim": state["trunk.blocks.0.mlp.fc1.weight"].shape[0],
         "head_blocks": 0,
     }
     return fields, state, probe

@@ -219,12 +219,12 @@ def _barred(allowed: Tensor, lvm: LVM) -> Tensor:
     by repeating any of its own.
     """
     allowed = allowed.to(lvm.device)
-    if not allowed.numel() or allowed.min() < 0 or allowed.max() >= lvm.codes:
+    if not allowed.numel() or allowed.min() < 0 or allowed.max() >= lvm.codebook_size:
         raise ValueError(
-            f"allowed holds ids outside 0 to {lvm.codes - 1}, or none: give ids that may be written"
+            f"allowed holds ids outside 0 to {lvm.codebook_size - 1}, or none: give ids that may be written"
         )
     rows = allowed if allowed.ndim == 2 else allowed[None]
-    return torch.ones(len(rows), 1, lvm.codes, dtype=torch.bool, device=lvm.device).scatter_(
+    return torch.ones(len(rows), 1, lvm.codebook_size, dtype=torch.bool, device=lvm.device).scatter_(
         2, rows[:, None], False
     )
 
@@ -445,11 +445,11 @@ def warpers(
 def _check_room(lvm: LVM, length: int, n: int, what: str = "") -> None:
     if not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r}: give an integer of at least 1")
-    if length + n > lvm.context:
+    if length + n > lvm.max_seq_len:
         raise ValueError(
             f"{what or f'{length} tokens and {n} to come'}: {length + n} tokens, more than the model's "
             f"context of "
-            f"{lvm.context}; give fewer examples or ask for fewer pictures"
+            f"{lvm.max_seq_len}; give fewer examples or ask for fewer pictures"
         )
 
 

@@ -43,7 +43,7 @@ from torchvision.transforms.v2 import functional as TF
 from lvmlab.data import labelled
 from lvmlab.data.augmentation import RATIO, SCALE
 from lvmlab.data.labelled import Labelled
-from lvmlab.model.aim import SHAPES, PatchLM, PatchShape
+from lvmlab.model.aim import AIM_PRESETS, PatchConfig, PatchLM
 from lvmlab.tokenizer.tokenizer import fingerprint
 from lvmlab.training.loop import CHECKPOINT, TrainConfig, load_checkpoint, train
 from lvmlab.utils.checks import check_fields
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
 
     def __init__(self, model: PatchLM, classes: int, tuning: AIMRecipe = AIMRecipe()):
         super().__init__()
-        self.model, self.tuning, self.head = model, tuning, nn.Linear(model.shape.width, classes)
+        self.model, self.tuning, self.head = model, tuning, nn.Linear(model.shape.dim, classes)
         model.predictor = nn.Identity()
         nn.init.normal_(self.head.weight, std=0.01)
         blocks = [module for name, module in model.trunk.named_modules() if re.fullmatch(_BLOCK, name)]
@@ -109,7 +109,7 @@ def pretrain(
     data: Labelled,
     folder: str | Path,
     *,
-    shape: str | PatchShape,
+    shape: str | PatchConfig,
     config: TrainConfig,
     batch: int = 64,
     progress: bool = True,
@@ -197,7 +197,7 @@ def finetune(
 
 def _fitted(
     model: nn.Module,
-    shape: PatchShape,
+    shape: PatchConfig,
     data: Labelled,
     folder: str | Path,
     config: TrainConfig,
@@ -253,7 +253,7 @@ def load_patchlm(folder: str | Path) -> PatchLM:
     if not (Path(folder) / CHECKPOINT).is_file():
         return PatchLM.from_pretrained(folder, device="cpu")
     checkpoint = load_checkpoint(folder)
-    model = PatchLM(PatchShape(**checkpoint["identity"]["more"]["shape"]))
+    model = PatchLM(PatchConfig(**checkpoint["identity"]["more"]["shape"]))
     model.load_state_dict(checkpoint["model"])
     return model.eval()
 
@@ -263,7 +263,7 @@ def load_classifier(folder: str | Path) -> Classifier:
     checkpoint = load_checkpoint(folder)
     more = checkpoint["identity"]["more"]
     model = Classifier(
-        PatchLM(PatchShape(**more["shape"])), len(more["classes"]), AIMRecipe(**more["tuning"])
+        PatchLM(PatchConfig(**more["shape"])), len(more["classes"]), AIMRecipe(**more["tuning"])
     )
     model.load_state_dict(checkpoint["model"])
     return model.eval()
@@ -318,7 +318,11 @@ def run(
         finetune(model, labelled.find(data, "train", model.shape.size), folder, config=config, batch=batch)
     else:
         pretrain(
-            labelled.find(data, "train", SHAPES[shape].size), folder, shape=shape, config=config, batch=batch
+            labelled.find(data, "train", AIM_PRESETS[shape].size),
+            folder,
+            shape=shape,
+            config=config,
+            batch=batch,
         )
 
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from lvmlab.model import aim as patchlm
-from lvmlab.model.aim import PatchLM, PatchShape
-from lvmlab.model.lvm import CHUNK, LVM, SHAPES, Shape
+from lvmlab.model.aim import PatchConfig, PatchLM
+from lvmlab.model.config import LVM_PRESETS, LVMConfig
+from lvmlab.model.lvm import CHUNK, LVM
 from lvmlab.training.cpu_attention import by_blocks
 from lvmlab.utils.device import default_device, precision
 
@@ -49,31 +50,36 @@ class Cost:
         return f"{self.parameters / 1e6:.1f}M parameters, {self.flops:.3g} FLOPs, {self.memory / 2**30:.1f} GiB a step, {time}"
 
 
-def parameters(shape: Shape | PatchShape) -> int:
+def parameters(shape: LVMConfig | PatchConfig) -> int:
     """Of embedding, layers, last norm and head."""
-    if isinstance(shape, PatchShape):
+    if isinstance(shape, PatchConfig):
         with torch.device("meta"):
             return sum(p.numel() for p in PatchLM(shape).parameters())
     layer = (
-        4 * shape.width**2 + 3 * shape.width * shape.inner + 2 * shape.width + 4 * shape.width * shape.bias
+        4 * shape.dim**2
+        + 3 * shape.dim * shape.ffn_dim
+        + 2 * shape.dim
+        + 4 * shape.dim * shape.attention_bias
     )
-    return 2 * shape.vocab * shape.width + shape.layers * layer + shape.width
+    return 2 * shape.vocab_size * shape.dim + shape.n_layers * layer + shape.dim
 
 
-def forward_flops(shape: Shape | PatchShape, length: int) -> float:
+def forward_flops(shape: LVMConfig | PatchConfig, length: int) -> float:
     """Of one token of a sentence of ``length`` tokens, forward alone."""
-    if isinstance(shape, PatchShape):
+    if isinstance(shape, PatchConfig):
         # the head reads only what lies outside the prefix: half of the places on average
         return (
             parameters(shape)
             + parameters(replace(shape, head_blocks=0) if shape.prefix else shape)
-            + shape.blocks * 4 * shape.width * length / 2
+            + shape.n_layers * 4 * shape.dim * length / 2
         )
-    matrices = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.inner) + shape.width * shape.vocab
-    return 2 * matrices + shape.layers * 4 * shape.width * length / 2
+    matrices = (
+        shape.n_layers * (4 * shape.dim**2 + 3 * shape.dim * shape.ffn_dim) + shape.dim * shape.vocab_size
+    )
+    return 2 * matrices + shape.n_layers * 4 * shape.dim * length / 2
 
 
-def memory(shape: Shape, tokens: int, *, bf16: bool = True, checkpointing: bool = False) -> float:
+def memory(shape: LVMConfig, tokens: int, *, bf16: bool = True, checkpointing: bool = False) -> float:
     """Bytes of one step on ``tokens`` tokens: weights, gradients and AdamW's two moments in fp32, and what
     the backward pass needs.
 
@@ -83,27 +89,27 @@ def memory(shape: Shape, tokens: int, *, bf16: bool = True, checkpointing: bool 
     # inputs of the norms and their outputs, q, k, v, the attention's output, gate, up, their product: what
     # autograd keeps of a layer
     inner, layers = (
-        (shape.inner or 4 * shape.width, shape.blocks)
-        if isinstance(shape, PatchShape)
-        else (shape.inner, shape.layers)
+        (shape.ffn_dim or 4 * shape.dim, shape.n_layers)
+        if isinstance(shape, PatchConfig)
+        else (shape.ffn_dim, shape.n_layers)
     )
-    layer = tokens * (size * (7 * shape.width + 4 * inner) + 4 * 4 * shape.width)
-    kept = layers * tokens * 4 * shape.width + layer if checkpointing else layers * layer
-    logits = min(tokens * getattr(shape, "vocab", 0), CHUNK) * (
+    layer = tokens * (size * (7 * shape.dim + 4 * inner) + 4 * 4 * shape.dim)
+    kept = layers * tokens * 4 * shape.dim + layer if checkpointing else layers * layer
+    logits = min(tokens * getattr(shape, "vocab_size", 0), CHUNK) * (
         16 if bf16 else 12
     )  # they, their softmax and their gradient
     return 16.0 * parameters(shape) + (2.0 * parameters(shape) if bf16 else 0.0) + kept + logits
 
 
 def cost(
-    shape: str | Shape | PatchShape,
+    shape: str | LVMConfig | PatchConfig,
     tokens: float,
     device: str = "here",
     *,
     length: int | None = None,
     step: int = 4096,
     devices: int = 1,
-    teacher: str | Shape | None = None,
+    teacher: str | LVMConfig | None = None,
     utilisation: float = UTILISATION,
 ) -> Cost:
     """Of a training on ``tokens`` tokens, in sentences of ``length`` (None: the shape's context), ``step``
@@ -112,16 +118,16 @@ def cost(
     device: a name in PEAKS, or "here", which is measured. teacher: a model that reads every token too. Raises
         ValueError for unknown names.
     """
-    known = SHAPES | patchlm.SHAPES
+    known = LVM_PRESETS | patchlm.AIM_PRESETS
     shape, teacher = (known[s] if isinstance(s, str) and s in known else s for s in (shape, teacher))
     for given in (shape, teacher):
         if isinstance(given, str):
             raise ValueError(f"{given!r} is no shape; choose from {', '.join(known)}")
-    if device == "here" and isinstance(shape, PatchShape):
+    if device == "here" and isinstance(shape, PatchConfig):
         raise ValueError(f"a patch model is not timed here: give device, one of {', '.join(PEAKS)}")
     if device != "here" and device not in PEAKS:
         raise ValueError(f"device={device!r} is not known: choose from here, {', '.join(PEAKS)}")
-    length = length or (shape.grid**2 if isinstance(shape, PatchShape) else shape.context)
+    length = length or (shape.grid**2 if isinstance(shape, PatchConfig) else shape.max_seq_len)
     each = 3 * forward_flops(shape, length) + (forward_flops(teacher, length) if teacher else 0)
     if device == "here":
         seconds = seconds_here(shape, length, step) + (
@@ -134,16 +140,16 @@ def cost(
     return Cost(parameters(shape), each * tokens, held, hours / devices)
 
 
-def seconds_here(shape: Shape, length: int, step: int, repeats: int = 3) -> float:
+def seconds_here(shape: LVMConfig, length: int, step: int, repeats: int = 3) -> float:
     """Seconds of one training step on this machine: a model of one layer and one of two are timed, and the
     difference counts for each layer.
     """
     found = []
     for layers in (1, 2):
-        lvm, device = LVM.from_shape(replace(shape, layers=layers)).to(default_device()), default_device()
+        lvm, device = LVM.from_shape(replace(shape, n_layers=layers)).to(default_device()), default_device()
         by_blocks(lvm.llama)  # as `lvmlab.training.lvm` does
         optimizer = torch.optim.AdamW(lvm.parameters(), fused=device.type in ("cpu", "cuda"))
-        tokens = torch.randint(shape.vocab, (max(1, step // length), length), device=device)
+        tokens = torch.randint(shape.vocab_size, (max(1, step // length), length), device=device)
         best = float("inf")
         for trial in range(1 + repeats):  # the first is the warm-up
             started = time.perf_counter()
@@ -157,4 +163,4 @@ def seconds_here(shape: Shape, length: int, step: int, repeats: int = 3) -> floa
             best = min(best, time.perf_counter() - started) if trial else best
         found.append(best)
     one, two = found
-    return one + (shape.layers - 1) * max(0.0, two - one)
+    return one + (shape.n_layers - 1) * max(0.0, two - one)

@@ -21,9 +21,10 @@ from lvmlab.data.mixture import Mixture
 from lvmlab.data.store import Store
 from lvmlab.distillation.objectives import Objective, check, criterion
 from lvmlab.distillation.teacher import Frozen, said
+from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.model.embedding import factor, fold
 from lvmlab.model.lora import adapt, merge
-from lvmlab.model.lvm import LVM, SHAPES, Shape, cross_entropy
+from lvmlab.model.lvm import LVM, cross_entropy
 from lvmlab.model.prompting import complete_tokens
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.cpu_attention import by_blocks
@@ -233,7 +234,7 @@ def train_lvm(
     store: str | Path | Frozen,
     folder: str | Path,
     *,
-    shape: str | Shape | None = None,
+    shape: str | LVMConfig | None = None,
     config: TrainConfig,
     recipe: LVMRecipe | None = None,
     tokens_per_image: int = 64,
@@ -283,7 +284,7 @@ def train_lvm(
     )
     before = (getattr(model.config, "training", None) or {}).get("stages", [])
     origin = {} if shape else {"start": model.fingerprint()}
-    wanted = (SHAPES[shape] if isinstance(shape, str) else shape).config() if shape else model.config
+    wanted = (LVM_PRESETS[shape] if isinstance(shape, str) else shape).to_llama() if shape else model.config
     if differ := [
         f"{k}={getattr(model.config, k, None)!r} for {getattr(wanted, k, None)!r}"
         for k in _OF_SHAPE
@@ -293,7 +294,7 @@ def train_lvm(
             f"start is of another shape than shape={shape!r} ({', '.join(differ)}): leave shape out, the "
             f"model brings its own"
         )
-    codes = np.arange(model.vocab) if codes is None and recipe.permute_label_codes else codes
+    codes = np.arange(model.vocab_size) if codes is None and recipe.permute_label_codes else codes
     batches = (
         store
         if frozen
@@ -307,11 +308,11 @@ def train_lvm(
         )
     )
     longest = max(pairs for _, pairs in recipe.phases)
-    if longest * 2 * tokens_per_image > model.context:
+    if longest * 2 * tokens_per_image > model.max_seq_len:
         raise ValueError(
             f"sentences of {longest} pairs are {longest * 2 * tokens_per_image} tokens, the model reads "
-            f"{model.context}: at most "
-            f"{model.context // (2 * tokens_per_image)} pairs in LVMRecipe.phases"
+            f"{model.max_seq_len}: at most "
+            f"{model.max_seq_len // (2 * tokens_per_image)} pairs in LVMRecipe.phases"
         )
     if factored and (codebook is None or start is not None):
         raise ValueError(
@@ -355,7 +356,7 @@ def train_lvm(
 
     named = (
         asdict(shape)
-        if isinstance(shape, Shape)
+        if isinstance(shape, LVMConfig)
         else shape or {k: v for k, v in model.config.to_diff_dict().items() if k not in _NOT_SHAPE}
     )
     identity = {"shape": named, **batches.identity, "codebook": codebook is not None, **origin}
@@ -392,9 +393,9 @@ def _taught(
         cache = getattr(batches, "cache", None)
         check(objective, cache.word(np.arange(1)) if cache else None)
     else:
-        if teacher.vocab != model.vocab:
+        if teacher.vocab_size != model.vocab_size:
             raise ValueError(
-                f"the teacher speaks {teacher.vocab} codes, the student {model.vocab}: give two models of "
+                f"the teacher speaks {teacher.vocab_size} codes, the student {model.vocab_size}: give two models of "
                 f"one tokenizer"
             )
         teacher = teacher.to(default_device()).eval().requires_grad_(False)
@@ -471,7 +472,7 @@ def load_lvm(folder: str | Path) -> LVM:
     if "model_type" in shape:  # a pretrained model's own
         model = LVM(AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)))
     else:
-        model = LVM.from_shape(shape if isinstance(shape, str) else Shape(**shape))
+        model = LVM.from_shape(shape if isinstance(shape, str) else LVMConfig(**shape))
     state = merge(fold(checkpoint["model"]))
     model.load_state_dict(
         {k: v for k, v in state.items() if not k.startswith("projection.")}
@@ -556,7 +557,7 @@ def card(model: LVM, name: str) -> str:
             tokenizer="mini" if ours else "FOLDER",
             fingerprint=spoken,
             millions=model.num_parameters / 1e6,
-            context=model.context,
+            context=model.max_seq_len,
             origin=" and ".join(named),
             tokens=tokens / 1e6,
             devices=devices,

@@ -48,7 +48,6 @@ ORDER = (
     "generate.300m",
     "generate.second-answer",
     "generate.batch",
-    "generate.speculative",
     "generate.constrained",
     "store.rows",
     "store.memory",

@@ -11,19 +11,17 @@ from torch import Tensor
 from lvmlab.evaluation.scoring import Job, Scorer, answer, picture
 from lvmlab.model.lvm import LVM
 from lvmlab.model.prompting import Prefilled, complete_tokens
-from lvmlab.model.speculative import speculate
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import paths
 from lvmlab.utils.device import default_device
 
 N, EXAMPLES, REPEATS = 64, 3, 5  # tokens an answer, pairs in a prompt
-DRAFTS = ("mini-student-kd", "mini-student")  # the first that ships drafts for mini-teacher
 
 
 def prompt(lvm: LVM, rows: int = 1, n: int = N) -> Tensor:
     """Random tokens in the place of EXAMPLES pairs and a query of n tokens each."""
     return torch.randint(
-        lvm.codes, (rows, (2 * EXAMPLES + 1) * n), generator=torch.Generator().manual_seed(0)
+        lvm.codebook_size, (rows, (2 * EXAMPLES + 1) * n), generator=torch.Generator().manual_seed(0)
     ).to(default_device())
 
 
@@ -221,47 +219,6 @@ def batch():
         None,
         f"mini-teacher in fp32, {rows} prompts of {tokens.shape[1]} tokens in one batch against one by one, "
         f"best of 3",
-    )
-
-
-@entry("generate.speculative")
-def speculative():
-    """Greedy, on real prompts: a draft is worth what the teacher would have written too."""
-    draft = next(
-        name
-        for name in DRAFTS
-        if (paths.assets() / "models" / name / "config.json").is_file() or name == DRAFTS[-1]
-    )
-    large, small = (shipped(name).to(default_device()) for name in ("mini-teacher", draft))
-    prompts = (
-        Scorer(Job("segmentation", prompts=4, split="val"), Tokenizer.from_pretrained("mini"))
-        .tokens[:, :-N]
-        .to(default_device())
-    )
-    kept = []
-    for row in prompts:
-        found, rate = speculate(large, small, row[None], N)
-        assert torch.equal(found, complete_tokens(large, row[None], N).tokens[0, 0].cpu()), (
-            "speculation changed a greedy answer"
-        )
-        kept.append(rate)
-    calls = {
-        "ours": lambda: [speculate(large, small, row[None], N) for row in prompts],
-        "alone": lambda: [complete_tokens(large, row[None], N) for row in prompts],
-    }
-    speed = {
-        side: len(prompts) * N / min(taken)
-        for side, taken in interleaved("generate.speculative", calls, 3).items()
-    }
-    yield rates(
-        "generate.speculative",
-        speed["ours"],
-        speed["alone"],
-        "tokens/s",
-        None,
-        f"{draft} drafts four tokens for mini-teacher, fp32, against mini-teacher alone on {len(prompts)} "
-        f"segmentation prompts, greedy; "
-        f"{sum(kept) / len(kept):.0%} of the drafted tokens were kept; best of 3",
     )
 
 

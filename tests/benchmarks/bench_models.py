@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvmlab.evaluation.scoring import Job, Scorer, answer, encoded, picture
-from lvmlab.model.lvm import LVM, SHAPES, cross_entropy
+from lvmlab.model.config import LVM_PRESETS
+from lvmlab.model.lvm import LVM, cross_entropy
 from lvmlab.model.prompting import complete_tokens
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGAN
@@ -240,7 +241,7 @@ def training(
                 list(SHARES), sentences, p=np.array(list(SHARES.values())) / sum(SHARES.values())
             )
         ]
-        tokens = torch.from_numpy(rng.integers(lvm.vocab, size=(sentences, length)))
+        tokens = torch.from_numpy(rng.integers(lvm.vocab_size, size=(sentences, length)))
         return {
             "tokens": tokens,
             "weights": weights(names, pairs, n, LVMRecipe(), {name: 2 for name in names}),
@@ -288,7 +289,7 @@ def training(
         f"against transformers' loss in {stock} with fused AdamW, "
         f"eager{'' if best == 'stock' else '; the plain loop was faster and counts'}",
     )
-    estimate, real = seconds_here(SHAPES[shape], length, per_step), median(taken["ours"])
+    estimate, real = seconds_here(LVM_PRESETS[shape], length, per_step), median(taken["ours"])
     yield Row(
         f"{name}/cost",
         estimate,
@@ -301,7 +302,7 @@ def training(
         "ratio, at most",
     )
     if share:
-        flops, most = 3 * forward_flops(SHAPES[shape], length) * speed["ours"], peak()
+        flops, most = 3 * forward_flops(LVM_PRESETS[shape], length) * speed["ours"], peak()
         yield rates(
             f"{name}/peak-share",
             flops / 1e9,
@@ -337,13 +338,13 @@ def loss():
 
 def losses(row: str, name: str, tokens: int) -> Row:
     """The weighted loss from hidden states on, forward and backward, in bf16 where that is faster."""
-    shape, device, rng = SHAPES[name], default_device(), torch.Generator().manual_seed(0)
+    shape, device, rng = LVM_PRESETS[name], default_device(), torch.Generator().manual_seed(0)
     hidden, head = (
-        torch.randn(rows, shape.width, generator=rng).to(device).requires_grad_()
-        for rows in (tokens, shape.vocab)
+        torch.randn(rows, shape.dim, generator=rng).to(device).requires_grad_()
+        for rows in (tokens, shape.vocab_size)
     )
     targets, weights = (
-        torch.randint(shape.vocab, (tokens,), generator=rng).to(device),
+        torch.randint(shape.vocab_size, (tokens,), generator=rng).to(device),
         torch.full((tokens,), 1 / tokens, device=device),
     )
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
@@ -412,9 +413,9 @@ def answers():
     answer by itself.
     """
     lvm, drawn, prompts = LVM.from_shape("mini-teacher").to(default_device()).eval(), 8, 16
-    tokens = torch.randint(lvm.vocab, (prompts, 7 * TOKENS), generator=torch.Generator().manual_seed(0)).to(
-        default_device()
-    )
+    tokens = torch.randint(
+        lvm.vocab_size, (prompts, 7 * TOKENS), generator=torch.Generator().manual_seed(0)
+    ).to(default_device())
     options = {
         "do_sample": True,
         "top_k": 0,

@@ -48,7 +48,7 @@ def distilling():
     )
 
     def random_sentences(step: int, part: int, parts: int) -> dict:
-        tokens = torch.from_numpy(rng.integers(student.vocab, size=(SENTENCES, LENGTH)))
+        tokens = torch.from_numpy(rng.integers(student.vocab_size, size=(SENTENCES, LENGTH)))
         return {
             "tokens": tokens,
             "read": tokens,

@@ -14,11 +14,12 @@ from scipy import stats
 
 from lvmlab.evaluation import scoring as evaluate
 from lvmlab.lab import runs
-from lvmlab.model.lvm import LVM, Shape
+from lvmlab.model.config import LVMConfig
+from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.files import write_file
 
-MICRO = Shape(128, 4, 2, 344, bias=True)  # 1.05M parameters: what most studies train
+MICRO = LVMConfig(128, 4, 2, 344, attention_bias=True)  # 1.05M parameters: what most studies train
 Scorers = dict[str, evaluate.Scorer]
 
 

@@ -23,7 +23,8 @@ from lvmlab.distillation.teacher import Frozen, freeze, write_cache
 from lvmlab.lab import runs
 from lvmlab.lab.studies import common
 from lvmlab.lab.studies.common import MICRO
-from lvmlab.model.lvm import LVM, Shape
+from lvmlab.model.config import LVMConfig
+from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.loop import TrainConfig
 from lvmlab.training.lvm import SHARES, LVMRecipe, SentenceSampler, load_lvm, train_lvm
@@ -33,7 +34,7 @@ from lvmlab.world import tasks
 
 STUDY, VERSION = "distillation", 1
 TEACHER, LRS = "mini-teacher", (2e-3, 4e-3, 8e-3)
-SMALL = Shape(80, 4, 2, 216, bias=True)  # 0.46M parameters
+SMALL = LVMConfig(80, 4, 2, 216, attention_bias=True)  # 0.46M parameters
 SHOWN, CURVE = (
     3,
     32,
@@ -47,7 +48,7 @@ class Arm:
     times: so many times the tokens, drawn afresh."""
 
     objective: Objective | None = None
-    shape: Shape = MICRO
+    shape: LVMConfig = MICRO
     only: str | None = None
     times: float = 1.0
 

@@ -28,8 +28,8 @@ from lvmlab.data.labelled import Labelled
 from lvmlab.evaluation import probing as probe
 from lvmlab.lab import runs
 from lvmlab.lab.studies import common
-from lvmlab.model.aim import SHAPES as PATCHES
-from lvmlab.model.aim import PatchLM, PatchShape
+from lvmlab.model.aim import AIM_PRESETS as PATCHES
+from lvmlab.model.aim import PatchConfig, PatchLM
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.aim import load_patchlm, pretrain
@@ -40,7 +40,7 @@ from lvmlab.utils.images import from_uint8
 
 STUDY, VERSION = "probing", 1
 AIM = PATCHES["aim-mini"]
-SMALL = PatchShape(96, 4, 3, patch=8, size=64, head_blocks=4, head_width=192)
+SMALL = PatchConfig(96, 4, 3, patch=8, size=64, head_blocks=4, head_width=192)
 PROBES = {"linear": "linear probe", "attentive": "attentive probe", "fashion": "linear probe, Fashion-MNIST"}
 
 
@@ -50,7 +50,7 @@ class Arm:
     pre-trained on a tenth of the pictures.
     trained: False leaves the weights as they were drawn."""
 
-    patches: PatchShape | None = None
+    patches: PatchConfig | None = None
     tokens: str | None = None
     few: bool = False
     trained: bool = True

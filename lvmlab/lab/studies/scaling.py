@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 
 from lvmlab.lab import runs
 from lvmlab.lab.studies import common, distillation
-from lvmlab.model.lvm import SHAPES, Shape
+from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.loop import TrainConfig
 from lvmlab.training.lvm import load_lvm, train_lvm
@@ -27,10 +27,10 @@ from lvmlab.world import tasks
 
 STUDY, VERSION = "scaling", 1
 SIZES = {
-    "0.3M": Shape(64, 3, 2, 168, bias=True),
-    "0.6M": Shape(96, 4, 3, 256, bias=True),
+    "0.3M": LVMConfig(64, 3, 2, 168, attention_bias=True),
+    "0.6M": LVMConfig(96, 4, 3, 256, attention_bias=True),
     "1.0M": common.MICRO,
-    "2.6M": SHAPES["mini-student"],
+    "2.6M": LVM_PRESETS["mini-student"],
 }
 LRS = (2e-3, 4e-3, 8e-3)  # and lower ones where the lowest is best
 
