@@ -33,7 +33,9 @@ def models(tokenizer):
     found = {}
     for seed, name in enumerate(("one", "two")):
         found[name] = LVM.from_shape(
-            LVMConfig(32, 2, 2, 64, max_seq_len=16 * tokenizer.tokens_per_image, vocab_size=tokenizer.codebook_size),
+            LVMConfig(
+                32, 2, 2, 64, max_seq_len=16 * tokenizer.tokens_per_image, vocab_size=tokenizer.codebook_size
+            ),
             seed=seed,
         )
         with torch.no_grad():
