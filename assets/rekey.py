@@ -17,6 +17,24 @@ ALL = "*"  # every study
 # (study, part of the configuration with dots between, {former name: name}); "" is the configuration itself
 RENAMED: list[tuple[str, str, dict[str, str]]] = [
     # model
+    (
+        ALL,
+        "shape",
+        {
+            "width": "dim",
+            "layers": "n_layers",
+            "heads": "n_heads",
+            "inner": "ffn_dim",
+            "context": "max_seq_len",
+            "vocab": "vocab_size",
+            "bias": "attention_bias",
+        },
+    ),
+    (
+        "probing",
+        "patches",
+        {"width": "dim", "blocks": "n_layers", "heads": "n_heads", "inner": "ffn_dim"},
+    ),
     # data
     ("balancing", "", {"few": "limit_sources"}),
     # distillation
