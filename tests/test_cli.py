@@ -1,7 +1,13 @@
 """The command line and stored runs, as a user meets them."""
 
+import ast
+import importlib
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,6 +17,7 @@ from lvmlab.lab import runs
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = [
     sys.executable,
     "-m",
@@ -47,15 +54,111 @@ def test_help_names_every_command():
         "cost",
         "runs",
         "bench",
+        "export",
+        "train-aim",
     ):
         assert command in text
 
 
 def test_errors_are_one_line_that_names_the_culprit(tmp_path):
     found = lvmlab("prompt", "a.png", "--query", "b.png")
-    assert found.returncode != 0 and "pairs" in found.stderr and "Traceback" not in found.stderr
+    assert found.returncode == 1 and "pairs" in found.stderr and "Traceback" not in found.stderr
     found = lvmlab("runs", "show", "nothing-like-it")
-    assert found.returncode != 0 and "nothing-like-it" in found.stderr and "Traceback" not in found.stderr
+    assert found.returncode == 1 and "nothing-like-it" in found.stderr and "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("prompt", "a.png", "b.png", "--query", "c.png"), "there is no file a.png"),
+        (("prompt", "a.png", "b.png", "--query", "c.png", "--out", "folder"), "end it in .png"),
+        (("demo", "--models", "mini-techer"), "did you mean mini-teacher"),
+        (("tokenize", "store", "nowhere"), "nowhere is no folder"),
+        (("train", "out", "--store", "nowhere"), "nowhere is no folder"),
+        (("export", "nowhere"), "nowhere is no folder"),
+        (("runs", "show", "scalng"), "the nearest are scaling-"),
+        (("promt",), "did you mean prompt"),
+        (("train", "out", "mini-studnt"), "mini-student"),
+    ],
+)
+def test_paths_and_names_are_checked_before_anything_heavy_is_imported(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        if "--out" in words:
+            (tmp_path / name).touch()
+    script = (
+        "import sys; sys.argv = ['lvmlab', *sys.argv[1:]]\n"
+        "from lvmlab.lab.commands.main import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'heavy'\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert ended.returncode in (1, 2) and message in " ".join(ended.stderr.split()), ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_version_is_printed():
+    import lvmlab as package
+
+    assert lvmlab("--version").stdout == f"lvmlab {package.__version__}\n"
+
+
+WAITING = """
+import sys, time
+from lvmlab.lab.commands import main as entry
+def bench() -> None:
+    print("ready", flush=True)
+    time.sleep(60)
+entry.COMMANDS["bench"] = bench
+sys.argv = ["lvmlab", "bench"]
+entry.main()
+"""
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_in_one_line_and_their_code(sent, code):
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert stderr in ("lvmlab: interrupted\n", "lvmlab: terminated\n")
+
+
+def test_choices_in_the_help_are_those_of_the_package():
+    from lvmlab.distillation.objectives import OBJECTIVES
+    from lvmlab.lab.commands import checks, choices
+    from lvmlab.model.aim import AIM_PRESETS
+    from lvmlab.model.config import LVM_PRESETS
+    from lvmlab.tokenizer.vqgan import VQGAN_PRESETS
+    from lvmlab.training import cost, loop
+    from lvmlab.utils.device import PRECISIONS
+
+    for choice, names in (
+        (choices.ModelPreset, LVM_PRESETS),
+        (choices.AIMPreset, AIM_PRESETS),
+        (choices.TokenizerPreset, VQGAN_PRESETS),
+        (choices.Objective, OBJECTIVES),
+        (choices.Precision, PRECISIONS),
+        (choices.GPU, ("here", *cost.PEAKS)),
+    ):
+        assert set(get_args(choice)) == set(names)
+    assert checks.CHECKPOINT == loop.CHECKPOINT
+
+
+def test_what_commands_import_when_they_run_exists():
+    for path in (ROOT / "lvmlab" / "lab" / "commands").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("lvmlab"):
+                home = importlib.import_module(node.module)
+                for alias in node.names:
+                    name = f"{node.module}.{alias.name}"
+                    assert hasattr(home, alias.name) or importlib.util.find_spec(name), f"{path}: {name}"
 
 
 def test_a_folder_of_pairs_becomes_a_store_and_goes_on(tmp_path):
@@ -110,17 +213,20 @@ def test_folders_and_runs_are_named_without_flags():
         assert f"lvmlab {command} [-h]" in found.stdout and "FOLDER" in found.stdout.split("options")[0]
 
 
-def test_a_prompt_of_picture_files_is_answered(tmp_path):
+def test_a_prompt_of_picture_files_is_answered_beside_its_query(tmp_path):
     from PIL import Image
 
     for i, name in enumerate(("a", "a-label", "query")):
         Image.new("RGB", (90, 70), (40 * i, 100, 200)).save(tmp_path / f"{name}.png")
     files = [str(tmp_path / f"{name}.png") for name in ("a", "a-label")]
-    query = ["--query", str(tmp_path / "query.png"), "--out", str(tmp_path / "out.png")]
-    for more, width in (([], 64 * 4), (["--greedy"], 64)):
-        found = lvmlab("prompt", *files, *query, *(more or ["--answers", "3"]))
-        assert found.returncode == 0, found.stderr
-        assert Image.open(tmp_path / "out.png").size == (width, 64)
+    query = ["--query", str(tmp_path / "query.png")]
+    widths = []
+    for more in (["--answers", "3"], ["--greedy", "--out", str(tmp_path / "out.png")]):
+        found = lvmlab("prompt", *files, *query, *more)
+        out = tmp_path / ("out.png" if "--out" in more else "query-answer.png")
+        assert found.returncode == 0 and f"wrote {out}" in found.stdout, found.stderr
+        widths.append(Image.open(out).width)
+    assert 0 < widths[0] - widths[1] - 3 * 192 < 30, "the mean and three samples, 192 pixels each, or one"
 
 
 def test_a_run_is_computed_once_and_found_again(tmp_path, monkeypatch):
@@ -179,7 +285,7 @@ def test_one_command_trains_on_a_store_from_a_teacher_on_two_processes(tmp_path)
     found = lvmlab(*command[:1], str(tmp_path / "other"), *command[2:], "--objective", "sideways")
     assert (
         found.returncode != 0
-        and "Objective.name='sideways'" in found.stderr
+        and "'sideways' for argument '--objective'" in " ".join(found.stderr.replace("│", " ").split())
         and "Traceback" not in found.stderr
     )
 
@@ -189,4 +295,5 @@ def test_costs_are_estimated():
     assert found.returncode == 0 and "1164.2M parameters" in found.stdout and "13.79 h" in found.stdout, (
         found.stdout
     )
-    assert "choose from" in lvmlab("cost", "2b").stderr
+    refused = lvmlab("cost", "2b").stderr
+    assert "'2b'" in refused and "'300m'" in refused

@@ -135,7 +135,6 @@ def statements(tree):
 
 # still to be split
 LONG_FILES = {
-    "__main__",
     "data.readers",
     "evaluation.scoring",
     "model.lvm",

@@ -8,6 +8,7 @@ import torch
 from test_probe import squares
 
 from lvmlab.data import labelled
+from lvmlab.lab.commands.train import train_aim
 from lvmlab.model.aim import AIM_PRESETS, PatchConfig, PatchLM
 from lvmlab.training.aim import (
     AIMRecipe,
@@ -17,7 +18,6 @@ from lvmlab.training.aim import (
     load_classifier,
     load_patchlm,
     pretrain,
-    run,
 )
 from lvmlab.training.cost import cost, parameters
 from lvmlab.training.loop import TrainConfig, load_checkpoint
@@ -167,8 +167,8 @@ def test_one_command_pre_trains_and_tunes_on_any_folder(tmp_path, monkeypatch):
                 tmp_path / "data" / "train" / klass / f"{i}.png"
             )
     monkeypatch.setitem(AIM_PRESETS, "tiny", TINY)
-    run(tmp_path / "pre", str(tmp_path / "data"), shape="tiny", steps=2, batch=4)
-    run(tmp_path / "tuned", str(tmp_path / "data"), start=tmp_path / "pre", steps=2, batch=4)
+    train_aim(tmp_path / "pre", str(tmp_path / "data"), shape="tiny", steps=2, batch=4)
+    train_aim(tmp_path / "tuned", str(tmp_path / "data"), start=tmp_path / "pre", steps=2, batch=4)
     for folder, more in (("pre", {"data"}), ("tuned", {"data", "classes", "tuning"})):
         found = load_checkpoint(tmp_path / folder)
         assert found["step"] == 2 and more <= found["identity"]["more"].keys()

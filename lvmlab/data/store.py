@@ -343,6 +343,17 @@ class Store:
             (str(task), rows) for task, (_, rows) in zip(chosen, found, strict=True)
         ]
 
+    def max_pairs(self) -> int:
+        """The longest sentence, in pairs, that every group of every task can give."""
+        return min(self._max_pairs(task) for task in self.tasks)
+
+    def _max_pairs(self, task: str) -> int:
+        rows, groups = self.tasks[task], self._groups[task]
+        if rows.pictures > 2:  # a clip is one row
+            return rows.pictures // 2
+        smallest = len(rows) if groups is None else min(map(len, groups))
+        return smallest * rows.pictures // 2
+
     def sentence(self, task: str, pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (pairs * 2 * N,) and their rows: pairs or images of one group in any order, or consecutive
         frames of a clip. Raises ValueError.

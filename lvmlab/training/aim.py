@@ -1,28 +1,22 @@
-"""Training over patches: pre-training on pictures alone (AIM, arXiv 2401.08541), then fine-tuning to tell
-classes apart.
+"""Training AIM: pre-training on pictures alone (AIM, arXiv 2401.08541), then fine-tuning to classes.
 
-    python -m lvmlab.training.aim FOLDER objects --shape aim-mini                             # pre-trains on
-    mini-world's objects, minutes
-    python -m lvmlab.training.aim TUNED objects --start FOLDER                                # fine-tunes
-    what lies in FOLDER
+    lvmlab train-aim FOLDER objects                    # pre-trains on mini-world's objects, minutes
+    lvmlab train-aim TUNED objects --start FOLDER      # fine-tunes it
 
 DeLVM's second-hand reports give an 80M LLaMA over patches 83.04 % top-1 on ImageNet. Its code was never
-released, so this recipe is ours, of parts
-that are published: AIM's pre-training (its section 3), then mixup (arXiv 1710.09412), stochastic depth (arXiv
-    1603.09382), a learning rate that
-decays by layer (arXiv 2106.08254) and label smoothing (arXiv 1512.00567), all by timm. On ImageNet, eight
-GPUs, it was not run here:
+released, so this recipe is of published parts: AIM's pre-training (its section 3), mixup (arXiv
+1710.09412), stochastic depth (arXiv 1603.09382), a learning rate that decays by layer (arXiv 2106.08254)
+and label smoothing (arXiv 1512.00567), all by timm. It was not run on ImageNet with eight GPUs:
 
-    accelerate launch -m lvmlab.training.aim PRETRAINED IMAGENET --shape llama-80m-patch --steps 250000
-    --batch 4096 --lr 1e-3 --accumulation 4
-    accelerate launch -m lvmlab.training.aim TUNED IMAGENET --start PRETRAINED --steps 125000 --batch 1024
-    --lr 5e-4
+    accelerate launch -m lvmlab train-aim PRETRAINED IMAGENET --shape llama-80m-patch \\
+        --steps 250000 --batch 4096 --lr 1e-3 --accumulation 4
+    accelerate launch -m lvmlab train-aim TUNED IMAGENET --start PRETRAINED \\
+        --steps 125000 --batch 1024 --lr 5e-4
 
 That is 800 epochs and then 100, of 196 patches a picture. By `lvmlab cost llama-80m-patch --tokens 2.0e11
---device A100 --devices 8` the first is
-1.7e20 FLOPs, 47 hours of eight A100s at 40 % of their peak, more than a third of it in the head, which is
-thrown away; the second, which has none,
-1.3e19 FLOPs and 4 hours.
+--device A100 --devices 8` the first takes 1.7e20 FLOPs, 47 hours of eight A100s at 40 % of their peak. More
+than a third of it is in the head, which is dropped afterwards. The second has no such head: 1.3e19 FLOPs,
+4 hours.
 """
 
 import re
@@ -32,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from timm.data import Mixup
 from timm.layers import drop_path
 from timm.loss import SoftTargetCrossEntropy
@@ -40,10 +33,9 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from lvmlab.data import labelled
 from lvmlab.data.augmentation import RATIO, SCALE
 from lvmlab.data.labelled import Labelled
-from lvmlab.model.aim import AIM_PRESETS, PatchConfig, PatchLM
+from lvmlab.model.aim import PatchConfig, PatchLM
 from lvmlab.tokenizer.tokenizer import fingerprint
 from lvmlab.training.loop import CHECKPOINT, TrainConfig, load_checkpoint, train
 from lvmlab.utils.checks import check_fields
@@ -276,55 +268,3 @@ def answers(model: Classifier, data: Labelled, batch: int = 64) -> np.ndarray:
     return torch.cat(
         [model(from_uint8(data.batch(rows)).to(model.head.weight.device)).argmax(1).cpu() for rows in parts]
     ).numpy()
-
-
-def run(
-    folder: tyro.conf.Positional[Path],
-    data: tyro.conf.Positional[str],
-    start: Path | None = None,
-    shape: str = "aim-mini",
-    batch: int = 64,
-    steps: int = 1000,
-    lr: float = 1e-3,
-    accumulation: int = 1,
-    seed: int = 0,
-) -> None:
-    """Pre-trains on pictures, or fine-tunes what was pre-trained; resumes from FOLDER.
-
-    Args:
-        folder: of the checkpoints and the log.
-        data: objects (mini-world's), fashion (Debian's dataset-fashion-mnist), a folder that holds
-            train/CLASS/*, or what `datasets` loads.
-        start: what to fine-tune, the folder of a pre-training or AIM's release; without it the shape is
-            pre-trained.
-        shape: of the model.
-        batch: pictures a step, on all devices together.
-        steps: of the optimiser.
-        lr: the highest learning rate.
-        accumulation: parts of a step on each device.
-        seed: of weights and pictures.
-    """
-    config = TrainConfig(
-        steps=steps,
-        lr=lr,
-        min_lr=lr / 100,
-        warmup=steps // 20,
-        weight_decay=0.05,
-        accumulation=accumulation,
-        seed=seed,
-    )
-    if start:
-        model = load_patchlm(start)
-        finetune(model, labelled.find(data, "train", model.shape.size), folder, config=config, batch=batch)
-    else:
-        pretrain(
-            labelled.find(data, "train", AIM_PRESETS[shape].size),
-            folder,
-            shape=shape,
-            config=config,
-            batch=batch,
-        )
-
-
-if __name__ == "__main__":
-    tyro.cli(run)

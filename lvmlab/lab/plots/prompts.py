@@ -1,9 +1,14 @@
 """Prompts as pictures: example pairs, the query, the answer and the truth, side by side."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from lvmlab.utils.images import to_uint8
 from lvmlab.world.sentences import Sentence
+from lvmlab.world.tasks import Pair
 
 GAP, EDGE = 3, 10
 INK, ANSWER, TRUTH = (30, 30, 30), (200, 40, 40), (40, 110, 60)
@@ -16,12 +21,14 @@ def _font(size: int):
 def strip(
     prompt: Sentence, answers: dict[str, np.ndarray], scale: int = 1
 ) -> tuple[Image.Image, list[tuple[str, int, int]]]:
-    """One prompt in a row, and its column groups (name, first x, last x): examples, query, an answer each,
-    truth.
+    """One prompt in a row, and its column groups (name, first x, last x): examples, query, an answer each and,
+    where the query has a label, the truth.
     """
     pictures = [("examples", p) for pair in prompt.pairs[:-1] for p in (pair.image, pair.label)]
     query = prompt.pairs[-1]
-    pictures += [("query", query.image), *((name, a) for name, a in answers.items()), ("truth", query.label)]
+    pictures += [("query", query.image), *answers.items()]
+    if query.label is not None:
+        pictures.append(("truth", query.label))
     size = query.image.shape[0] * scale
     row = Image.new(
         "RGB", (len(pictures) * (size + 2 * GAP), size), "white"
@@ -70,3 +77,20 @@ def sheet(
             page.paste(row, (EDGE + i % columns * (width + 3 * EDGE), y + i // columns * (row.height + GAP)))
         y += -(-len(rows) // columns) * (rows[0][0].height + GAP) + 8
     return page
+
+
+def captioned(
+    pairs: Sequence[tuple[Tensor, Tensor]], query: Tensor, answers: dict[str, Tensor], scale: int = 3
+) -> Image.Image:
+    """Example pairs, a query without a known truth and its answers in a row, each column under its name.
+
+    Args:
+        pairs: Images and labels, float (3, S, S) in [0, 1].
+        query: The image asked about, float (3, S, S) in [0, 1].
+        answers: Pictures by caption, float (3, S, S) in [0, 1].
+        scale: Screen pixels a pixel.
+    """
+    examples = [Pair(to_uint8(image), to_uint8(label)) for image, label in pairs]
+    prompt = Sentence("", None, [*examples, Pair(to_uint8(query), None)])
+    drawn = {name: to_uint8(picture) for name, picture in answers.items()}
+    return sheet([("", [prompt], [drawn])], columns=1, scale=scale)

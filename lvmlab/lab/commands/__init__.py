@@ -1,0 +1,1 @@
+"""The commands of `lvmlab`, a file a group. Their arguments are checked before torch is imported."""

@@ -1,0 +1,296 @@
+"""Training: `lvmlab train`, `train-tokenizer`, `train-aim`, `export` and `cost`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lvmlab.lab.commands.checks import check_folder, check_model, is_training
+from lvmlab.lab.commands.choices import GPU, AIMPreset, ModelPreset, Objective, Precision, TokenizerPreset
+
+Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
+
+
+def train(
+    folder: Folder,
+    shape: ModelPreset | None = None,
+    *,
+    store: Path | None = None,
+    tokenizer: str = "mini",
+    schedule: Literal["lab", "delvm"] = "lab",
+    steps: int = 6000,
+    tokens: int = 4096,
+    pairs: int | None = None,
+    lr: float | None = None,
+    groups: int = 1200,
+    start: str | None = None,
+    lora: int = 0,
+    teacher: str | None = None,
+    objective: Objective = "forward",
+    temperature: float = 1.0,
+    factored: bool = False,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    precision: Precision = "auto",
+    accumulation: int = 1,
+    tracker: str = "tensorboard",
+) -> None:
+    """Train an LVM, alone or from a teacher. Resumes from FOLDER after an interruption.
+
+    Runs on many devices under `accelerate launch -m lvmlab train ...`.
+
+    Args:
+        folder: Checkpoints, the log and, without --store, mini-world's token store.
+        shape: The size of a new model. The default is that of --start, else mini-student.
+        store: A token store made by `lvmlab tokenize`. Without it the model learns mini-world.
+        tokenizer: The store's tokenizer: a shipped one, a folder or a hub id.
+        schedule: lab is Muon with a short warm-up, delvm is DeLVM's AdamW.
+        steps: Optimiser steps.
+        tokens: Tokens a step, on all devices together.
+        pairs: Pairs in a sentence. The default is as many as the model and the store allow.
+        lr: The highest learning rate. The default is the schedule's own.
+        groups: How many groups of 16 pairs of each mini-world task are tokenised.
+        start: Trained weights to start from: a training folder, an export, a shipped model or a hub id. With
+            --store, and neither --shape nor --teacher, the default is mini-student.
+        lora: The rank of adapters to train instead of all weights; 0 for none. Extra: lora.
+        teacher: A trained model to learn from: a shipped one, a folder or a hub id.
+        objective: What to learn from the teacher.
+        temperature: The temperature of the objective.
+        factored: Use DeLVM's embedding of two factors.
+        checkpointing: Recompute activations in the backward pass to save memory.
+        compiled: Compile the layers first. Needs a C++ compiler.
+        precision: auto takes bf16 where it is measured to be faster.
+        accumulation: Parts of a step on each device.
+        tracker: Where the log also goes: a tracker of accelerate, or none.
+    """
+    if store is None and shape is None and start is None:
+        shape = "mini-student"
+    if store is not None:
+        check_folder(store)
+        if not (shape or start or teacher) and tokenizer == "mini":
+            start = "mini-student"
+            print("starting from mini-student; --shape starts from fresh weights")
+    for name in filter(None, (start, teacher, tokenizer)):
+        check_model(name)
+
+    from accelerate import PartialState
+
+    from lvmlab.data.mini_world import World
+    from lvmlab.data.mixture import Mixture
+    from lvmlab.data.store import Store, build
+    from lvmlab.distillation import objectives
+    from lvmlab.model.config import LVM_PRESETS
+    from lvmlab.model.lvm import LVM
+    from lvmlab.tokenizer.tokenizer import Tokenizer
+    from lvmlab.training.lvm import LVMRecipe, load_start, train_lvm
+    from lvmlab.utils.device import default_device
+    from lvmlab.world import tasks
+
+    # models
+    if not start:
+        shape = shape or "mini-student"
+    origin = load_start(start) if start else None
+    state = PartialState(cpu=default_device().type == "cpu")
+    tok = Tokenizer.from_pretrained(tokenizer)
+    teacher_lvm = LVM.from_pretrained(teacher) if teacher else None
+
+    # sentences
+    if store is None:
+        worlds = [World(task, groups) for task in tasks.TRAINED]
+        build(folder / "store", tok, worlds, rank=state.process_index, ranks=state.num_processes)
+        state.wait_for_everyone()
+    most = (origin.max_seq_len if start else LVM_PRESETS[shape].max_seq_len) // (2 * tok.tokens_per_image)
+    available = Store(store or folder / "store").max_pairs()
+    if available < most and pairs is None and state.is_main_process:
+        print(f"sentences have {available} pairs: the smallest group of the store has no more")
+    most = min(most, available)
+    recipe = LVMRecipe(
+        tokens=tokens,
+        phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
+        mixture=Mixture("balanced", temperature=2.0) if store else LVMRecipe.mixture,
+    )
+
+    log = train_lvm(
+        store or folder / "store",
+        folder,
+        shape=shape,
+        config=_config(schedule, steps, lr, lora, precision, accumulation, tracker),
+        recipe=recipe,
+        tokens_per_image=tok.tokens_per_image,
+        start=origin,
+        lora=lora,
+        codebook=None if start else tok.net.quantize.table().cpu(),
+        teacher=teacher_lvm,
+        objective=objectives.Objective(objective, temperature=temperature)
+        if teacher or objective == "smoothing"
+        else None,
+        factored=factored,
+        checkpointing=checkpointing,
+        compiled=compiled,
+    )
+    if state.is_main_process:
+        print(f"trained {folder}: {log[-1]['step'] + 1} steps, the last loss is {log[-1]['loss']:.3f} nats")
+        print(f"next: lvmlab prompt a.png a-label.png --query b.png --model {folder}")
+
+
+def _config(
+    schedule: str,
+    steps: int,
+    lr: float | None,
+    lora: int,
+    precision: str,
+    accumulation: int,
+    tracker: str,
+):
+    """The optimiser's configuration of a schedule."""
+    from lvmlab.training.loop import TrainConfig
+
+    shared = {"precision": precision, "accumulation": accumulation, "tracker": tracker}
+    if schedule == "delvm":
+        return TrainConfig.delvm(steps, **({"lr": lr} if lr else {}), **shared)
+    lr = lr or 3e-3
+    return TrainConfig(steps=steps, lr=lr, min_lr=lr / 30, optimizer="adamw" if lora else "muon", **shared)
+
+
+def train_tokenizer(
+    folder: Folder,
+    steps: int = 3600,
+    pictures: int = 20000,
+    preset: TokenizerPreset = "mini",
+    lr: float = 1e-3,
+    start: Path | None = None,
+) -> None:
+    """Train a tokenizer on mini-world's training sources. Resumes from FOLDER after an interruption.
+
+    Args:
+        folder: Checkpoints, the log and the rendered pictures.
+        steps: Optimiser steps of 64 pictures.
+        pictures: How many pictures are rendered once and drawn from.
+        preset: The size of the network.
+        lr: The highest learning rate.
+        start: The folder of an earlier training to start from.
+    """
+    if start is not None:
+        check_folder(start)
+
+    from lvmlab.data.picture_pool import render_pool
+    from lvmlab.training.loop import TrainConfig
+    from lvmlab.training.tokenizer import train_tokenizer as fit
+
+    counts = {"train": pictures, "val": max(200, pictures // 20)}
+    pools = {
+        split: render_pool(folder / f"pictures-{split}.npy", split, count) for split, count in counts.items()
+    }
+    config = TrainConfig(steps=steps, lr=lr, weight_decay=0.05)
+    log = fit(pools["train"], folder, preset=preset, config=config, val_pool=pools["val"], start=start)
+    print(f"trained {folder}: {log[-1]['step'] + 1} steps")
+    print(f"next: lvmlab export {folder} {folder.with_name(folder.name + '-export')}")
+
+
+def train_aim(
+    folder: Folder,
+    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]],
+    start: Path | None = None,
+    shape: AIMPreset = "aim-mini",
+    batch: int = 64,
+    steps: int = 1000,
+    lr: float = 1e-3,
+    accumulation: int = 1,
+    seed: int = 0,
+) -> None:
+    """Pre-train AIM on pictures, or fine-tune it to classes with --start. Resumes from FOLDER.
+
+    Args:
+        folder: Checkpoints and the log.
+        data: objects (mini-world's), fashion (Debian's dataset-fashion-mnist), a folder that holds
+            train/CLASS/*, or what datasets.load_dataset takes.
+        start: The pre-training to fine-tune: its folder, or AIM's release.
+        shape: The size of a new model.
+        batch: Pictures a step, on all devices together.
+        steps: Optimiser steps.
+        lr: The highest learning rate.
+        accumulation: Parts of a step on each device.
+        seed: The seed of weights and pictures.
+    """
+    if start is not None:
+        check_model(start)
+
+    from lvmlab.data import labelled
+    from lvmlab.model.aim import AIM_PRESETS
+    from lvmlab.training import aim
+    from lvmlab.training.loop import TrainConfig
+
+    config = TrainConfig(
+        steps=steps,
+        lr=lr,
+        min_lr=lr / 100,
+        warmup=steps // 20,
+        weight_decay=0.05,
+        accumulation=accumulation,
+        seed=seed,
+    )
+    if start:
+        model = aim.load_patchlm(start)
+        pictures = labelled.find(data, "train", model.shape.size)
+        aim.finetune(model, pictures, folder, config=config, batch=batch)
+        print(f"fine-tuned {folder}: lvmlab.training.aim.load_classifier reads it")
+    else:
+        pictures = labelled.find(data, "train", AIM_PRESETS[shape].size)
+        aim.pretrain(pictures, folder, shape=shape, config=config, batch=batch)
+        print(f"pre-trained {folder}\nnext: lvmlab train-aim {folder}-tuned {data} --start {folder}")
+
+
+def export(folder: Folder, out: tyro.conf.Positional[Path | None] = None) -> None:
+    """Write the newest checkpoint of a training as a folder that plain `transformers` loads.
+
+    Args:
+        folder: The training of an LVM or of a tokenizer.
+        out: The folder to write. The default is FOLDER-export.
+    """
+    check_folder(folder)
+    if not is_training(folder):
+        raise FileNotFoundError(f"{folder} holds no checkpoint: train it first with `lvmlab train {folder}`")
+    out = out or folder.with_name(f"{folder.name}-export")
+
+    from lvmlab.training.loop import load_checkpoint
+    from lvmlab.training.lvm import export_lvm
+    from lvmlab.training.tokenizer import export_tokenizer
+
+    more = load_checkpoint(folder)["identity"]["more"]
+    if "network" in more:  # only a tokenizer's training records one
+        tokenizer = export_tokenizer(folder, out)
+        print(f"wrote {out}: a tokenizer of {tokenizer.codebook_size} codes")
+        print(f"next: lvmlab tokenize STORE FOLDER --tokenizer {out}")
+    else:
+        lvm = export_lvm(folder, out)
+        print(f"wrote {out}: an LVM of {lvm.num_parameters / 1e6:.2f} million parameters")
+        print(f"next: transformers.LlamaForCausalLM.from_pretrained({str(out)!r})")
+
+
+def cost(
+    shape: tyro.conf.Positional[ModelPreset | AIMPreset] = "300m",
+    tokens: float = 1e9,
+    device: GPU = "here",
+    devices: int = 1,
+    teacher: ModelPreset | None = None,
+    step: int = 4096,
+    utilisation: float = 0.4,
+) -> None:
+    """Estimate a training's parameters, FLOPs, memory and hours.
+
+    Args:
+        shape: The size of the model.
+        tokens: Tokens of the complete training.
+        device: A GPU. here times one layer and two on this machine.
+        devices: How many of them.
+        teacher: The size of a teacher that reads every token too.
+        step: Tokens a step and device.
+        utilisation: The share of the GPU's peak that is reached.
+    """
+    from lvmlab.training import cost as costs
+
+    print(
+        costs.cost(
+            shape, tokens, device, devices=devices, teacher=teacher, step=step, utilisation=utilisation
+        )
+    )
