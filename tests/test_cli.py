@@ -248,7 +248,7 @@ def test_a_run_is_computed_once_and_found_again(tmp_path, monkeypatch):
 def test_one_command_trains_on_a_store_from_a_teacher_on_two_processes(tmp_path):
     """The very command that runs alone, under accelerate launch; the second time it finds its work done."""
     from lvmlab.tokenizer.tokenizer import Tokenizer
-    from lvmlab.training.loop import read_log
+    from lvmlab.training.checkpoints import read_log
 
     build(
         tmp_path / "store",

@@ -12,7 +12,8 @@ from stores import write_store
 from lvmlab.data.mixture import Mixture
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.lvm import LVM
-from lvmlab.training.loop import TrainConfig, TrainingError
+from lvmlab.training.checkpoints import TrainingError
+from lvmlab.training.loop import TrainConfig
 from lvmlab.training.lvm import (
     LVMRecipe,
     corrupt_answers,

@@ -19,8 +19,9 @@ from lvmlab.training.aim import (
     load_patchlm,
     pretrain,
 )
+from lvmlab.training.checkpoints import load_checkpoint
 from lvmlab.training.cost import cost, parameters
-from lvmlab.training.loop import TrainConfig, load_checkpoint
+from lvmlab.training.loop import TrainConfig
 from lvmlab.utils import paths
 
 TINY = PatchConfig(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)

@@ -11,7 +11,8 @@ from lvmlab.lab.plots import tokenizer as draw
 from lvmlab.lab.studies import tokenizer as study
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGANConfig
-from lvmlab.training.loop import TrainConfig, TrainingError, load_checkpoint
+from lvmlab.training.checkpoints import TrainingError, load_checkpoint
+from lvmlab.training.loop import TrainConfig
 from lvmlab.training.tokenizer import (
     FSQ_LEVELS,
     KINDS,

@@ -16,7 +16,8 @@ from lvmlab.data.mixture import Mixture
 from lvmlab.distillation.objectives import Objective
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.lvm import LVM
-from lvmlab.training.loop import TrainConfig, read_log
+from lvmlab.training.checkpoints import read_log
+from lvmlab.training.loop import TrainConfig
 from lvmlab.training.lvm import LVMRecipe, train_lvm
 
 pytestmark = pytest.mark.slow
@@ -80,7 +81,7 @@ SHARDED = textwrap.dedent("""
     from lvmlab.distillation.objectives import Objective, criterion
     from lvmlab.model.lvm import LVM
     from lvmlab.distillation.teacher import Online
-    from lvmlab.training.loop import resume, save
+    from lvmlab.training.checkpoints import resume, save
 
     dist.init_process_group("gloo")
     rank, ranks, folder = dist.get_rank(), dist.get_world_size(), pathlib.Path(sys.argv[2])

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from lvmlab.training.loop import TrainConfig, TrainingError, load_checkpoint, read_log, train
+from lvmlab.training.checkpoints import TrainingError, digest, load_checkpoint, read_log
+from lvmlab.training.loop import TrainConfig, train
+from lvmlab.utils.locks import FolderInUse
 
 CONFIG = TrainConfig(
     steps=24, lr=1e-2, warmup=4, precision="fp32", save_every=5, log_every=1, accumulation=2, seed=3
@@ -231,6 +233,92 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path, how):
     assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
 
 
+def test_a_flipped_byte_is_refused_or_changes_nothing(tmp_path):
+    net = model()
+    run(tmp_path, dataclasses.replace(CONFIG, steps=2), net=net)
+    path = tmp_path / "checkpoint.pt"
+    sound, expected = path.read_bytes(), digest(load_checkpoint(tmp_path))
+    weights = sound.find(net.layers[0].weight.detach().numpy().tobytes())
+    assert weights > 0
+    places = [weights, weights + 100, *random.Random(0).sample(range(len(sound)), 60)]
+    refused = 0
+    for i, place in enumerate(places):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1 << (i % 8)
+        path.write_bytes(damaged)
+        try:
+            assert digest(load_checkpoint(tmp_path)) == expected
+        except TrainingError as error:
+            refused += 1
+            assert str(path) in str(error) and "move it away" in str(error)
+        assert i > 1 or refused == i + 1, "a weight that changed is refused"
+    assert refused > 15
+
+
+def tampered(path, **changed):
+    """A checkpoint with other values under a digest that fits them."""
+    state = torch.load(path, weights_only=True) | changed
+    state["digest"] = digest({k: v for k, v in state.items() if k != "digest"})
+    torch.save(state, path)
+
+
+def test_absurd_steps_and_weights_are_refused_by_name(tmp_path):
+    run(tmp_path, dataclasses.replace(CONFIG, steps=2))
+    path = tmp_path / "checkpoint.pt"
+    tampered(path, step=10**9)
+    with pytest.raises(TrainingError, match="holds step 1000000000 of 2: it is damaged"):
+        run(tmp_path, dataclasses.replace(CONFIG, steps=2))
+    weights = load_weights(path)
+    weights["layers.0.weight"][0, 0] = float("nan")
+    tampered(path, step=1, model=weights)
+    with pytest.raises(TrainingError, match=r"weights that are not finite \(layers.0.weight\)"):
+        load_checkpoint(tmp_path)
+
+
+def load_weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_a_second_launch_is_refused_and_learns_who_runs_since_when(tmp_path):
+    def feed(step, part, parts):
+        if step == 2 and part == 0:
+            with pytest.raises(FolderInUse, match=rf"process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d"):
+                run(tmp_path)
+            feed.tried = True
+        return batches(step, part, parts)
+
+    run(tmp_path, feed=feed)
+    assert feed.tried and not (tmp_path / "launch.json").exists()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_with_a_checkpoint(tmp_path, whole, number, code):
+    def aim(net, batch):
+        aim.calls += 1
+        if aim.calls == 7:  # in the fourth step
+            os.kill(os.getpid(), number)
+        return loss(net, batch)
+
+    aim.calls = 0
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt if code == 130 else SystemExit) as ended:
+        run(tmp_path, aim=aim)
+    assert code == 130 or ended.value.code == code
+    assert load_checkpoint(tmp_path)["step"] == 4 and signal.getsignal(number) is before
+    assert losses(run(tmp_path)) == pytest.approx(whole[0], abs=2e-6)
+
+
+def test_checkpoints_are_written_by_time_too(tmp_path):
+    seen = []
+
+    def note(record):
+        path = tmp_path / "checkpoint.pt"
+        seen.append(path.exists() and load_checkpoint(tmp_path)["step"])
+
+    run(tmp_path, dataclasses.replace(CONFIG, steps=3, save_every=100, save_seconds=1e-6), on_log=note)
+    assert seen == [False, 1, 2]
+
+
 class Mine:
     """Something whose unpickling would run code of ours."""
 
@@ -305,6 +393,7 @@ def test_schedule():
         ("accumulation", 0),
         ("precision", "fp8"),
         ("save_every", 0),
+        ("save_seconds", 0),
         ("log_every", 0),
     ],
 )
@@ -353,7 +442,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("lvmlab.utils.files.os.replace", refused)
-    monkeypatch.setattr("lvmlab.train._start_log", lambda *_: None)
+    monkeypatch.setattr("lvmlab.training.loop.start_log", lambda *_: None)
     with pytest.raises(
         TrainingError, match=r"cannot be written to .*Permission denied.*make it writable.*before is sound"
     ):
@@ -381,10 +470,10 @@ def test_the_log_goes_to_the_tracker_too(tmp_path):
 
 
 def test_what_decays():
-    from lvmlab.training.loop import _optimizers
+    from lvmlab.training.loop import make_optimizers
 
     for decay, expected in (("matrices", {0.1: 2, 0.0: 2}), ("all", {0.1: 4})):
-        groups = _optimizers(model(), dataclasses.replace(CONFIG, decay=decay), fused=False, bf16=False)[
+        groups = make_optimizers(model(), dataclasses.replace(CONFIG, decay=decay), fused=False, bf16=False)[
             0
         ].param_groups
         found = {

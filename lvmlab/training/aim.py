@@ -37,7 +37,8 @@ from lvmlab.data.augmentation import RATIO, SCALE
 from lvmlab.data.labelled import Labelled
 from lvmlab.model.aim import PatchConfig, PatchLM
 from lvmlab.tokenizer.tokenizer import fingerprint
-from lvmlab.training.loop import CHECKPOINT, TrainConfig, load_checkpoint, train
+from lvmlab.training.checkpoints import CHECKPOINT, load_checkpoint
+from lvmlab.training.loop import TrainConfig, train
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.images import from_uint8
 

@@ -1,15 +1,14 @@
 """One training loop on `accelerate`, for tokenizers and language models alike.
 
-A sample is addressed by its step alone, and every checkpoint holds model, optimiser, step and random state,
-so that a
-training killed at any moment and started again on the same folder goes on to the same losses.
+A batch is addressed by its step alone, and every checkpoint holds model, optimiser, step and random state. So a training
+that was killed at any moment resumes to the same losses.
 """
 
 import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,36 +18,36 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from tqdm.auto import tqdm
 
+from lvmlab.training.checkpoints import LOG, TrainingError, records, resume, save, start_log
+from lvmlab.training.interrupts import Interrupts
 from lvmlab.training.muon import Muon
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.device import PRECISIONS, default_device, describe, precision
-from lvmlab.utils.files import atomic, write_file
+from lvmlab.utils.locks import hold
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("matrices", "all")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "aim", "none")
-_FREE = ("save_every", "log_every", "tracker")  # fields that do not change what is computed
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot start or go on, with the reason and the remedy."""
+_FREE = ("save_every", "save_seconds", "log_every", "tracker")  # fields that do not change what is computed
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to optimise. `steps`, `warmup`, `save_every` and `log_every` count optimiser steps; `clip` 0 means
-    none.
+    """How to optimise.
 
-    optimizer: "adamw", or "muon" (`lvmlab.training.muon`) for the matrices a model names by
-        `hidden_matrices()` and AdamW for the
-    rest; its updates are scaled to AdamW's size, so that one `lr` serves both.
-    decay: what weight_decay shrinks, matrices and convolutions only, or "all" as in DeLVM's release. tracker:
-        where the log also goes,
-    as accelerate names it; all but TensorBoard want a package of their own.
+    Args:
+        steps: Optimiser steps; `warmup`, `save_every` and `log_every` count them too.
+        lr: The highest learning rate; it falls to `min_lr` by a cosine.
+        decay: What `weight_decay` shrinks: "matrices" (with convolutions), or "all" as in DeLVM's release.
+        clip: The largest norm of the gradient; 0 means none.
+        accumulation: Parts of a step on each device.
+        precision: "auto", "fp32" or "bf16".
+        save_every: Steps between checkpoints; `save_seconds` is the longest time between them.
+        optimizer: "adamw", or "muon" (`lvmlab.training.muon`) for the matrices that a model names by
+            `hidden_matrices()` and AdamW for the rest. Muon's updates have AdamW's size, so one `lr` serves both.
+        tracker: Where the log also goes, as accelerate names it. All but TensorBoard need a package of their own.
     """
 
     steps: int
@@ -63,6 +62,7 @@ class TrainConfig:
     precision: str = "auto"
     seed: int = 0
     save_every: int = 500
+    save_seconds: float = 300.0
     log_every: int = 20
     optimizer: str = "adamw"
     tracker: str = "tensorboard"
@@ -96,6 +96,7 @@ class TrainConfig:
             accumulation=(self.accumulation >= 1, "at least 1"),
             precision=(self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             save_every=(self.save_every >= 1, "at least 1"),
+            save_seconds=(self.save_seconds > 0, "more than 0"),
             log_every=(self.log_every >= 1, "at least 1"),
             optimizer=(self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
             decay=(self.decay in DECAYS, f"one of {', '.join(DECAYS)}"),
@@ -123,166 +124,233 @@ def train(
     budget_s: float | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Trains `model` in place and returns the log; resumes from `folder` where a checkpoint lies there.
+    """Trains a model in place; resumes from the folder's checkpoint.
 
-    batches: (step, part, parts) -> one of the ``parts`` of a step's batch (accumulation x devices), a
-        function of these alone; it is
-        called in a thread, one batch ahead. The same parts on one device by accumulation or on several give
-        the same losses.
-    loss: (model, batch) -> (scalar, metrics). A metric named "items" counts pictures or tokens and gives
-        items a second.
-    on_log: called with each record before it is written; it may add fields (an evaluation) and must not draw
-        from the
-        global random state.
-    identity: whatever else decides the outcome (recipe, data); a checkpoint of another identity or
-        configuration is refused.
-    budget_s: stop, with a checkpoint, after so many seconds of this call; no part of the state.
-    batch_sources: what an error about a batch whose loss is not finite says of it, its sources say.
-    Precision is resolved before the checkpoint is compared: fp32 and bf16 give different losses, so neither
-        resumes the other.
-    Raises TrainingError for a checkpoint that does not fit or cannot be read, and for a loss that is not
-    finite.
+    Ctrl-C and SIGTERM end it after a step and its checkpoint. Precision is resolved before a checkpoint is compared:
+    fp32 and bf16 give different losses, so neither resumes the other.
+
+    Args:
+        model: Of any kind; accelerate wraps it for several devices.
+        batches: (step, part, parts) to one of the ``parts`` of a step's batch (accumulation x devices), a function of
+            these alone. A thread calls it, one batch ahead. The same parts on one device by accumulation or on
+            several devices give the same losses.
+        loss: (model, batch) to (scalar, metrics). The metric "items" counts pictures or tokens and gives items a
+            second.
+        config: How to optimise.
+        folder: Of checkpoint and log. One launch at a time writes there.
+        on_log: Is called with each record before it is written. It may add fields (an evaluation) and must not draw
+            from the global random state.
+        identity: What else decides the outcome (recipe, data).
+        batch_sources: What a batch was made of, for the error about a loss that is not finite.
+        budget_s: Stop, with a checkpoint, after so many seconds of this call.
+        progress: Show a bar.
+
+    Returns:
+        The log: a record each `log_every` steps.
+
+    Raises:
+        TrainingError: The checkpoint is damaged or of another identity, or the loss is not finite.
+        FolderInUse: Another launch trains in the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     bf16 = precision(config.precision) == "bf16"
-    # autocast is ours: an Accelerator fixes one precision for the whole process and leaves the model's
-    # forward wrapped
     tracker = None if config.tracker == "none" else config.tracker
+    # autocast is ours: an Accelerator fixes one precision for the process and leaves forward wrapped
     accelerator = Accelerator(
         mixed_precision="no", cpu=default_device().type == "cpu", log_with=tracker, project_dir=folder
     )
-    set_seed(config.seed, device_specific=False)
-    optimizers = _optimizers(
-        model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"), bf16=bf16
-    )
-    identity = json.loads(
-        json.dumps(
-            {
-                **_decisive(config),
-                "precision": "bf16" if bf16 else "fp32",
-                "more": identity or {},
-                "parameters": sum(p.numel() for p in model.parameters()),
-            }
-        )
-    )
-    inner = model
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    first = resume(folder, inner, optimizers, identity)
-    log = _read_log(folder / LOG, before=first)
-    if first >= config.steps:
-        return log
-    if accelerator.is_main_process:
-        _start_log(folder, log)
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(hold(folder))
 
-    accelerator.init_trackers("tracked")
-    model.train()
-    workers, rank = accelerator.num_processes, accelerator.process_index
-    started, items, seconds_before = time.perf_counter(), 0, log[-1]["seconds"] if log else 0.0
-    bar = tqdm(
-        total=config.steps,
-        initial=first,
-        disable=not (progress and accelerator.is_main_process),
-        mininterval=1.0,
-    )
+        # model, optimisers, and the step to continue with
+        set_seed(config.seed, device_specific=False)
+        fused = accelerator.device.type in ("cuda", "cpu", "mps")
+        optimizers = make_optimizers(model, config, fused=fused, bf16=bf16)
+        identity = _identity(config, bf16, identity, model)
+        inner = model
+        model, *optimizers = accelerator.prepare(model, *optimizers)
+        first = resume(folder, inner, optimizers, identity)
+        log = records(folder, before=first)
+        if first >= config.steps:
+            return log
+        if accelerator.is_main_process:
+            start_log(folder, log)
 
-    def coming(step: int, micro: int):
-        return pool.submit(batches, step, micro * workers + rank, config.accumulation * workers)
-
-    with ThreadPoolExecutor(1) as pool, bar:
-        ahead = coming(first, 0)
-        mark, mark_items, recent = started, 0, []
+        accelerator.init_trackers("tracked")
+        model.train()
+        meter = _Meter(log)
+        shown = progress and accelerator.is_main_process
+        bar = stack.enter_context(tqdm(total=config.steps, initial=first, disable=not shown, mininterval=1.0))
+        interrupts = stack.enter_context(Interrupts())
+        feed = stack.enter_context(contextlib.closing(_ahead(batches, first, config, accelerator)))
         for step in range(first, config.steps):
-            lr = config.lr_at(step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            metrics: dict[str, float] = {}
-            for micro in range(config.accumulation):
-                batch = _to(ahead.result(), accelerator.device)
-                last = micro == config.accumulation - 1
-                ahead = coming(step + 1, 0) if last else coming(step, micro + 1)
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
-                        value, parts = loss(model, batch)
-                    accelerator.backward(value / config.accumulation)
-                parts = {"loss": value.item(), **parts}
-                if not math.isfinite(parts["loss"]):
-                    raise TrainingError(
-                        f"the loss is {parts['loss']} at step {step}{_of(batch_sources(batch))}: lower lr (now "
-                        f"{config.lr}) or clip "
-                        f"(now {config.clip}), raise warmup (now {config.warmup}), or train in fp32; the "
-                        f"last checkpoint in "
-                        f"{folder} is sound"
-                    )
-                for name, v in parts.items():
-                    share = 1 if name == "items" else 1 / config.accumulation
-                    metrics[name] = metrics.get(name, 0.0) + float(v) * share
-            if workers > 1:  # what is logged is of the whole batch
-                whole = accelerator.reduce(
-                    torch.tensor([*metrics.values()], device=accelerator.device), "mean"
-                )
-                metrics = dict(zip(metrics, whole.tolist(), strict=True))
+                group["lr"] = config.lr_at(step) * group.get("lr_scale", 1.0)
+            metrics = _forward_backward(model, feed, loss, config, accelerator, bf16)
+            if not math.isfinite(metrics["loss"]):
+                raise _diverged(metrics, step, config, folder, batch_sources)
+            metrics, ends = _agreed(accelerator, metrics, meter.ends(budget_s, config, interrupts.signal))
             if config.clip:
                 metrics["norm"] = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            recent.append(metrics["loss"])
-            items += int(metrics.pop("items", 0)) * workers
-            now = time.perf_counter()
-            spent, final = budget_s is not None and now - started > budget_s, step + 1 == config.steps
+            # what is written: a record, a checkpoint
+            meter.add(metrics["loss"], metrics.pop("items", 0) * accelerator.num_processes)
             bar.update()
-            if step % config.log_every == 0 or final or spent:
-                rate = (items - mark_items) / max(now - mark, 1e-9)
-                metrics["mean_loss"] = sum(recent) / len(
-                    recent
-                )  # of the steps since the last record: one batch's says little
-                record = {
-                    "step": step,
-                    **{k: round(v, 6) for k, v in metrics.items()},
-                    "lr": lr,
-                    "items_per_second": round(rate, 1),
-                    "seconds": round(seconds_before + now - started, 1),
-                }
-                if mark == started:  # the first record of this call
-                    record["device"] = describe(accelerator.device)
+            final = step + 1 == config.steps or ends["budget"] or ends["signal"]
+            if step % config.log_every == 0 or final:
+                record = meter.record(step, metrics, config.lr_at(step), accelerator.device)
                 if on_log:
                     on_log(record)
                 log.append(record)
-                if accelerator.is_main_process:
-                    with open(folder / LOG, "a") as f:
-                        f.write(json.dumps(record) + "\n")
-                accelerator.log({k: v for k, v in record.items() if isinstance(v, float)}, step=step)
-                bar.set_postfix(loss=f"{metrics['mean_loss']:.4f}", rate=f"{rate:,.0f}/s", refresh=False)
-                mark, mark_items, recent = time.perf_counter(), items, []
-            if (step + 1) % config.save_every == 0 or final or spent:
+                _write(record, folder, accelerator)
+                bar.set_postfix(loss=f"{record['mean_loss']:.4f}", refresh=False)
+                meter.restart()
+            if (step + 1) % config.save_every == 0 or final or ends["saving"]:
                 save(folder, inner, optimizers, step + 1, identity, write=accelerator.is_main_process)
                 accelerator.wait_for_everyone()
-            if spent:
+                meter.saved = time.perf_counter()
+            if final:
                 break
-    accelerator.end_training()
+        accelerator.end_training()
+    if ends["signal"]:
+        interrupts.end(ends["signal"], step + 1, folder)
     return log
 
 
-def load_checkpoint(folder: str | Path) -> dict[str, Any]:
-    """The latest checkpoint of a training: "model" (a state dict), "step", "identity" (the configuration),
-    ...
+def _identity(config: TrainConfig, bf16: bool, more: dict | None, model: nn.Module) -> dict:
+    """All that decides the outcome, as plain JSON."""
+    decisive = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    decisive |= {"precision": "bf16" if bf16 else "fp32", "more": more or {}}
+    return json.loads(json.dumps(decisive | {"parameters": sum(p.numel() for p in model.parameters())}))
 
-    Executes no code from the file. Raises TrainingError where there is none or it is damaged.
+
+def _ahead(batches: Callable, first: int, config: TrainConfig, accelerator: Accelerator) -> Iterator[Any]:
+    """The batches of this process from a step on; a thread draws the next one meanwhile."""
+    workers, rank = accelerator.num_processes, accelerator.process_index
+    places = (
+        (step, micro * workers + rank, config.accumulation * workers)
+        for step in range(first, config.steps)
+        for micro in range(config.accumulation)
+    )
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batches, *next(places))
+        for place in places:
+            batch = coming.result()
+            coming = pool.submit(batches, *place)
+            yield _to(batch, accelerator.device)
+        yield _to(coming.result(), accelerator.device)
+
+
+def _forward_backward(
+    model: nn.Module,
+    feed: Iterator[Any],
+    loss: Callable,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    bf16: bool,
+) -> dict[str, Any]:
+    """Gradients of one step; returns its metrics, the mean over its parts ("items": the sum).
+
+    Where the loss of a part is not finite it stops there, with that part under "batch".
     """
-    state = _read(Path(folder) / CHECKPOINT)
-    return {**state, "identity": json.loads(state["identity"])}
+    metrics: dict[str, Any] = {}
+    for micro in range(config.accumulation):
+        batch = next(feed)
+        last = micro == config.accumulation - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
+                value, parts = loss(model, batch)
+            accelerator.backward(value / config.accumulation)
+        parts = {"loss": value.item(), **parts}
+        if not math.isfinite(parts["loss"]):
+            return parts | {"batch": batch}
+        for name, part in parts.items():
+            share = 1 if name == "items" else 1 / config.accumulation
+            metrics[name] = metrics.get(name, 0.0) + float(part) * share
+    return metrics
 
 
-def read_log(folder: str | Path) -> list[dict]:
-    """The records of a training's log up to its latest checkpoint."""
-    return _read_log(Path(folder) / LOG, before=load_checkpoint(folder)["step"])
+def _diverged(
+    metrics: dict, step: int, config: TrainConfig, folder: Path, batch_sources: Callable[[Any], str]
+) -> TrainingError:
+    sources = batch_sources(metrics["batch"])
+    return TrainingError(
+        f"the loss is {metrics['loss']} at step {step}{f' (batch of {sources})' if sources else ''}: lower lr (now "
+        f"{config.lr}) or clip (now {config.clip}), raise warmup (now {config.warmup}), or train in fp32; the last "
+        f"checkpoint in {folder} is sound"
+    )
 
 
-def _optimizers(
+def _agreed(
+    accelerator: Accelerator, metrics: dict[str, float], ends: dict[str, int]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Metrics averaged over the processes, and what any of them wants to end."""
+    if accelerator.num_processes == 1:
+        return metrics, ends
+    mine = torch.tensor([*metrics.values()], device=accelerator.device)
+    wishes = accelerator.gather(torch.tensor([[*ends.values()]], device=accelerator.device))
+    metrics = dict(zip(metrics, accelerator.reduce(mine, "mean").tolist(), strict=True))
+    return metrics, dict(zip(ends, wishes.amax(0).tolist(), strict=True))
+
+
+def _write(record: dict, folder: Path, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        with open(folder / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    numbers = {k: v for k, v in record.items() if isinstance(v, float)}
+    accelerator.log(numbers, step=record["step"])
+
+
+class _Meter:
+    """What the steps since the last record took, and what is due by the clock."""
+
+    def __init__(self, log: list[dict]):
+        self.before = log[-1]["seconds"] if log else 0.0
+        self.start = self.saved = time.perf_counter()
+        self.records = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.mark, self.items, self.losses = time.perf_counter(), 0, []
+
+    def add(self, loss: float, items: float) -> None:
+        self.losses.append(loss)
+        self.items += int(items)
+
+    def ends(self, budget_s: float | None, config: TrainConfig, signal: int) -> dict[str, int]:
+        """Whether the budget is spent and a checkpoint due, and the signal that asks to stop (0: none)."""
+        now = time.perf_counter()
+        return {
+            "budget": int(budget_s is not None and now - self.start > budget_s),
+            "saving": int(now - self.saved > config.save_seconds),
+            "signal": signal,
+        }
+
+    def record(self, step: int, metrics: dict[str, float], lr: float, device: torch.device) -> dict:
+        now = time.perf_counter()
+        record = {
+            "step": step,
+            **{name: round(value, 6) for name, value in metrics.items()},
+            "mean_loss": round(sum(self.losses) / len(self.losses), 6),  # one batch's loss is noisy
+            "lr": lr,
+            "items_per_second": round(self.items / max(now - self.mark, 1e-9), 1),
+            "seconds": round(self.before + now - self.start, 1),
+        }
+        if not self.records:  # the first record of this call
+            record["device"] = describe(device)
+        self.records += 1
+        return record
+
+
+def make_optimizers(
     model: nn.Module, config: TrainConfig, fused: bool, bf16: bool
 ) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the hidden matrices where the configuration asks for it."""
     hidden = []
     if config.optimizer == "muon":
         if not hasattr(model, "hidden_matrices"):
@@ -308,117 +376,6 @@ def _optimizers(
         adamw,
         *([Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)] if hidden else []),
     ]
-
-
-def _start_log(folder: Path, log: list[dict]) -> None:
-    """Without what was logged after the checkpoint, and without what a kill left of one half written."""
-    for stale in folder.glob(f".{CHECKPOINT}.*"):
-        stale.unlink()
-    write_file(folder / LOG, "".join(json.dumps(r) + "\n" for r in log))
-
-
-def _of(what: str) -> str:
-    return f" (batch of {what})" if what else ""
-
-
-def _decisive(config: TrainConfig) -> dict:
-    return {k: v for k, v in asdict(config).items() if k not in _FREE}
-
-
-def save(
-    folder: Path, model: nn.Module, optimizers: list, step: int, identity: dict, write: bool = True
-) -> None:
-    """Writes a checkpoint, whole or not at all; every process calls it, for a sharded model is gathered, and
-    one writes.
-    """
-    weights, moments = get_state_dict(
-        model, _plain(optimizers), options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    if not write:
-        return
-    random = {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    state = {
-        "model": weights,
-        "optimizer": moments,
-        "step": step,
-        "random": random,
-        "identity": json.dumps(identity),
-    }
-    try:
-        with atomic(folder / CHECKPOINT) as temporary:
-            torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        before = "the one of before is sound" if (folder / CHECKPOINT).exists() else "there is none of before"
-        raise TrainingError(
-            f"the checkpoint of step {step} cannot be written to {folder} ({error}): make room there, or "
-            f"make it writable, and start "
-            f"again; {before}"
-        ) from error
-
-
-def _read(path: Path) -> dict:
-    if not path.is_file():
-        raise TrainingError(f"{path} is missing: train first, or give the folder of a training")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state.keys() != {"model", "optimizer", "step", "random", "identity"}:
-            raise ValueError("other keys")
-        return state
-    except Exception as error:
-        raise TrainingError(
-            f"{path} cannot be read ({type(error).__name__}): it is damaged or no checkpoint of this loop; "
-            "move it away to start afresh"
-        ) from error
-
-
-def resume(folder: Path, model: nn.Module, optimizers: list, identity: dict) -> int:
-    """Puts the folder's checkpoint into model and optimisers and returns the step to go on with; 0 where
-    there is none. Raises TrainingError.
-    """
-    if not (folder / CHECKPOINT).exists():
-        return 0
-    state = load_checkpoint(folder)
-    theirs = state["identity"]
-    differ = [
-        f"{k}: {theirs.get(k)!r} there, {identity.get(k)!r} here"
-        for k in sorted(theirs | identity)
-        if theirs.get(k) != identity.get(k)
-    ]
-    if differ:
-        raise TrainingError(
-            f"{folder} holds a training of another configuration ({'; '.join(differ)}): "
-            "choose another folder or the same configuration"
-        )
-    set_state_dict(
-        model,
-        _plain(optimizers),
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-        options=StateDictOptions(full_state_dict=True),
-    )
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return state["step"]
-
-
-def _plain(optimizers: list) -> list[torch.optim.Optimizer]:
-    return [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]  # accelerate wraps them
-
-
-def _read_log(path: Path, before: int) -> list[dict]:
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(
-            json.JSONDecodeError
-        ):  # a line cut short by a kill lies after the checkpoint
-            records.append(json.loads(line))
-    return [r for r in records if r["step"] < before]
 
 
 def _to(batch: Any, device: torch.device) -> Any:

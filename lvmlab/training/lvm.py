@@ -27,8 +27,9 @@ from lvmlab.model.lora import adapt, merge
 from lvmlab.model.lvm import LVM, cross_entropy
 from lvmlab.model.prompting import complete_tokens
 from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.training.checkpoints import CHECKPOINT, load_checkpoint, read_log
 from lvmlab.training.cpu_attention import by_blocks
-from lvmlab.training.loop import CHECKPOINT, TrainConfig, load_checkpoint, read_log, train
+from lvmlab.training.loop import TrainConfig, train
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.device import default_device
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGAN, VQGANConfig
-from lvmlab.training.loop import TrainConfig, TrainingError, load_checkpoint, read_log, train
+from lvmlab.training.checkpoints import TrainingError, load_checkpoint, read_log
+from lvmlab.training.loop import TrainConfig, train
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.files import write_file
 

@@ -16,7 +16,7 @@ from bench_rows import Row, entry, interleaved, median
 from lvmlab.distillation.objectives import Objective, criterion
 from lvmlab.distillation.teacher import Frozen, freeze, said, write_cache
 from lvmlab.model.lvm import LVM, cross_entropy
-from lvmlab.training.loop import read_log
+from lvmlab.training.checkpoints import read_log
 from lvmlab.utils.device import default_device, precision
 
 SENTENCES, LENGTH, STEPS, KILLS = 64, 512, 10, 10
