@@ -16,7 +16,8 @@ from lvmlab.lab.plots.scores import skill_chart, table
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
-from lvmlab.world import tasks
+from lvmlab.world import V1, V2
+from lvmlab.world.sentences import sentence
 
 KEYS = {
     "model",
@@ -76,8 +77,8 @@ def test_both_right_takes_the_straight_answers_where_they_are_known(tokenizer, l
 def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     asked = ev.prompts(ev.Job("pose", prompts=3, examples=2, split="val"))
     found, right = ev.answer_loss(lvm, ev.encoded(tokenizer, asked), tokenizer.tokens_per_image, batch=2)
-    for sentence, loss in zip(asked, found, strict=True):
-        tokens = tokenizer.encode(ev.from_uint8(sentence.pictures())).view(1, -1).clone()
+    for item, loss in zip(asked, found, strict=True):
+        tokens = tokenizer.encode(ev.from_uint8(item.pictures())).view(1, -1).clone()
         weights = torch.zeros(tokens.shape).index_fill(
             1, torch.arange(tokens.shape[1] - 64, tokens.shape[1]), 1.0
         )
@@ -121,10 +122,12 @@ def test_truth_through_the_tokenizer_has_skill_one_and_the_best_floor_zero():
     scorer.job, scorer.sources = ev.Job("segmentation"), np.array(list("aabbcc"))
     scorer.ceiling = {"IoU": np.array([0.9, 0.8, 0.9, 0.8, 0.9, 0.8])}
     scorer.floors = {"query": {"IoU": np.full(6, 0.1)}, "constant": {"IoU": np.full(6, 0.3)}}
+    scorer.landmarks = {"all objects": {"IoU": np.full(6, 0.7)}}
     best = scorer._row("IoU", scorer.ceiling["IoU"], "m", 0.0)
     assert best["skill"] == best["skill_low"] == best["skill_high"] == 1.0
     worst = scorer._row("IoU", np.full(6, 0.3), "m", 0.0)
     assert worst["best_floor"] == "constant" and worst["skill"] == 0.0
+    assert worst["landmarks"] == {"all objects": pytest.approx(0.7)}, "beside the score, not in the skill"
     scorer.floors["query"]["IoU"] = np.full(6, 0.95)
     assert scorer._row("IoU", np.full(6, 0.3), "m", 0.0)["skill"] is None
 
@@ -165,7 +168,15 @@ def test_trained_objects_are_those_of_the_training_split():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"task": "sing"}, {"setting": "dream"}, {"condition": "odd"}, {"examples": 0}, {"examples": 8}]
+    "bad",
+    [
+        {"task": "sing"},
+        {"setting": "dream"},
+        {"condition": "odd"},
+        {"examples": 0},
+        {"examples": 8},
+        {"task": "category"},
+    ],
 )
 def test_a_job_names_what_is_wrong_with_it(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
@@ -196,8 +207,20 @@ def test_pictures_of_prompts_and_scores(tokenizer, lvm, tmp_path):
 def test_the_plan_covers_every_setting_and_condition():
     jobs = ev.plan()
     assert {j.setting for j in jobs} == set(ev.SETTINGS) and {j.condition for j in jobs} == set(ev.CONDITIONS)
-    assert {j.task for j in jobs} == set(tasks.TASKS) and {j.examples for j in jobs} == set(range(1, 8))
+    assert {j.task for j in jobs} == {*V1.trained, *V1.new} and {j.examples for j in jobs} == set(range(1, 8))
     assert len(jobs) == len(set(jobs))
+    assert {j.task for j in ev.plan(laws=V2)} == {*V2.trained, *V2.new} - {"category"}
+
+
+def test_prompts_are_drawn_under_the_laws_and_at_the_size_of_the_tokenizer():
+    larger = Tokenizer.from_preset("mini-v2", seed=0, device="cpu")
+    for task in ("semantic", "selection"):
+        scorer = ev.Scorer(ev.Job(task, prompts=2, split="val"), larger)
+        expected = sentence(task, "val", 0, laws=V2).pairs
+        assert np.array_equal(scorer.queries[0].image, expected[-1].image)
+        assert len(scorer.landmarks) == 1 and not set(scorer.landmarks) & set(scorer.floors)
+        row = scorer.rows(scorer.ceiling, "ceiling", 0.0)[0]
+        assert row["landmarks"].keys() == scorer.landmarks.keys()
 
 
 def test_the_gallery_shows_the_worst_answers_one_a_source(tokenizer, lvm, tmp_path):

@@ -2,59 +2,62 @@
 
 import json
 import os
+from dataclasses import replace
 
 import frozen
 import pytest
 
-from lvmlab.world import scenes
+VERSIONS = pytest.mark.parametrize("laws", frozen.LAWS.values(), ids=frozen.LAWS)
 
 pytestmark = pytest.mark.slow
 
 
-def committed():
-    return json.loads(frozen.path().read_text())
+def committed(laws):
+    return json.loads(frozen.path(laws.version).read_text())
 
 
-def test_the_world_is_as_it_was_frozen():
-    assert frozen.differences(frozen.manifest(workers=os.cpu_count() or 2)) == []
+@VERSIONS
+def test_the_world_is_as_it_was_frozen(laws):
+    assert frozen.differences(frozen.manifest(laws, workers=os.cpu_count() or 2), laws.version) == []
 
 
-def test_a_changed_parameter_is_named(monkeypatch):
-    found = committed() | {"parameters": frozen.parameters()}
-    assert frozen.differences(found) == []
-    monkeypatch.setattr(scenes, "CROP", (0.2, 0.9))
-    found["parameters"] = frozen.parameters()
-    assert frozen.differences(found) == ["parameters: scenes.CROP"]
+@VERSIONS
+def test_a_changed_parameter_is_named(laws):
+    found = committed(laws) | {"parameters": frozen.parameters(laws)}
+    assert frozen.differences(found, laws.version) == []
+    found["parameters"] = frozen.parameters(replace(laws, crop=(0.2, 0.9)))
+    assert frozen.differences(found, laws.version) == ["parameters: crop"]
 
 
-def test_a_changed_file_set_or_version_is_named():
-    found = committed()
-    found["version"] = "mini-world-v2"
+@VERSIONS
+def test_a_changed_file_set_or_version_is_named(laws):
+    found = committed(laws)
+    found["version"] = "mini-world-v3"
     found["files"]["bodies.parquet"] = "0"
     del found["sets"]["test/pose"]
     found["sets"]["test/sing"] = "0"
-    differ = frozen.differences(found)
-    assert "mini-world-v2" in differ[0]
+    differ = frozen.differences(found, laws.version)
+    assert "mini-world-v3" in differ[0]
     assert differ[1:] == ["files: bodies.parquet", "sets: test/pose", "sets: test/sing"]
 
 
-def test_every_set_is_frozen():
-    names = {
-        "/".join((split, task, *(("new encoding",) if held else ()))) for split, task, held in frozen.sets()
-    }
-    assert set(committed()["sets"]) == names and len(names) == len(frozen.sets())
-    assert len(set(committed()["sets"].values())) == len(names)
+@VERSIONS
+def test_every_set_is_frozen(laws):
+    names = set(map(frozen.name_of, frozen.sets(laws)))
+    assert set(committed(laws)["sets"]) == names and len(names) == len(frozen.sets(laws))
+    assert len(set(committed(laws)["sets"].values())) == len(names)
 
 
-def test_a_digest_is_deterministic_and_tells_sets_apart(monkeypatch):
-    first = frozen.digest("val", "segmentation", False, prompts=2)
-    assert first == frozen.digest("val", "segmentation", False, prompts=2)
+@VERSIONS
+def test_a_digest_is_deterministic_and_tells_sets_apart(laws):
+    val = ("val", "segmentation", False)
+    first = frozen.digest(laws, val, prompts=2)
+    assert first == frozen.digest(laws, val, prompts=2)
     others = [
-        ("val", "derain", False, 2),
-        ("test", "segmentation", False, 2),
-        ("val", "segmentation", True, 2),
-        ("val", "segmentation", False, 1),
+        (laws, ("val", "derain", False), 2),
+        (laws, ("test", "segmentation", False), 2),
+        (laws, ("val", "segmentation", True), 2),
+        (laws, val, 1),
+        (replace(laws, crop=(0.2, 0.9)), val, 2),
     ]
-    assert len({first, *(frozen.digest(*other) for other in others)}) == 5
-    monkeypatch.setattr(scenes, "CROP", (0.2, 0.9))
-    assert frozen.digest("val", "segmentation", False, prompts=2) != first
+    assert len({first, *(frozen.digest(*other) for other in others)}) == 6

@@ -6,7 +6,7 @@ import pytest
 
 from lvmlab.lab import runs, studies
 from lvmlab.utils import paths
-from lvmlab.world import VERSION
+from lvmlab.world import DEFAULT, V2
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_whatever_decides_it_names_it():
 
 def test_another_world_is_another_run(monkeypatch):
     name = runs.key("probe", {"seed": 1})
-    monkeypatch.setattr(runs, "VERSION", "mini-world-v2")
+    monkeypatch.setattr(runs, "DEFAULT", V2)
     assert runs.key("probe", {"seed": 1}) != name
 
 
@@ -66,7 +66,7 @@ def test_again_computes_again_and_replaces(compute):
 def test_a_record_carries_its_provenance(compute, folders):
     record = runs.run("probe", {"seed": 1}, compute)
     assert record["name"] == runs.key("probe", {"seed": 1}) and record["study"] == "probe"
-    assert record["config"] == {"seed": 1} and record["world"] == VERSION
+    assert record["config"] == {"seed": 1} and record["world"] == DEFAULT.version
     assert record["versions"].keys() == set(runs.PACKAGES) and all(record["versions"].values())
     assert record["seconds"] >= 0 and record["commit"]
     assert json.loads((folders["cache"] / f"{record['name']}.json").read_text()) == record

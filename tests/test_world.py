@@ -4,6 +4,7 @@ import colorsys
 import functools
 import io
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,8 @@ import pytest
 from PIL import Image
 
 from lvmlab.utils import paths
-from lvmlab.world import SPLITS, default, scenes, tasks, weather
+from lvmlab.world import SPLITS, V1, V2, default, encodings, of_size, scenes, skeleton, tasks, weather
 from lvmlab.world.sentences import generator, sentence
-from lvmlab.world.tasks import base
 
 WORLD = paths.assets() / "world"
 FREE = {
@@ -33,12 +33,17 @@ def rows(kind):
     return pq.read_table(WORLD / f"{kind}.parquet").to_pylist()
 
 
+@pytest.fixture(scope="module", params=(V1, V2), ids=(V1.version, V2.version))
+def laws(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def drawn():
+def drawn(laws):
     """Fifteen scenes of objects and of bodies from each split."""
     seeds = [(split, np.random.default_rng([i, SPLITS.index(split)])) for split in SPLITS for i in range(15)]
     return [
-        (scenes.objects_scene(default(), s, 64, rng), scenes.body_scene(default(), s, 64, rng), s)
+        (scenes.objects_scene(default(), s, laws, rng), scenes.body_scene(default(), s, laws, rng), s)
         for s, rng in seeds
     ]
 
@@ -97,8 +102,32 @@ def test_photographs_are_small():
 
 
 def test_the_law_is_the_promised_one():
-    assert (scenes.CROP, scenes.OBJECT_AREA, scenes.BODY_HEIGHT) == ((0.3, 0.9), (0.04, 0.25), (0.4, 0.9))
-    assert scenes.MAX_HIDDEN == 0.25
+    assert (V1.crop, V1.object_area, V1.body_height) == ((0.3, 0.9), (0.04, 0.25), (0.4, 0.9))
+    assert (V2.crop, V2.object_area, V2.body_height) == ((0.3, 0.9), (0.06, 0.30), (0.55, 0.95))
+    assert V1.max_hidden == V2.max_hidden == 0.25
+    assert (V1.objects, V2.objects, V1.size, V2.size) == ((1, 4), (1, 3), 64, 128)
+    assert not V2.enlarged and V2.free_encodings
+    assert {*V2.trained} - {*V1.trained} == {"semantic", "category"} and V1.new == V2.new
+
+
+def test_a_tokenizers_size_says_which_world_it_reads():
+    assert of_size(64) == V1 and of_size(128) == V2
+    assert of_size(16).version == V1.version and of_size(256) == replace(V2, size=256)
+
+
+@pytest.mark.parametrize("width, height, smallest", [(512, 340, 128), (320, 179, 128), (120, 90, 90)])
+def test_a_background_of_v2_is_never_enlarged(width, height, smallest):
+    boxes = []
+    image = SimpleNamespace(size=(width, height))
+    image.resize = lambda size, _, box: boxes.append(box) or Image.new("RGB", size)
+    source = SimpleNamespace(pick=lambda *_: SimpleNamespace(name="x", image=image))
+    for seed in range(300):
+        scenes.background(source, "train", V2, np.random.default_rng(seed))
+    boxes = np.array(boxes)
+    sides = boxes[:, 2] - boxes[:, 0]
+    assert np.allclose(sides, boxes[:, 3] - boxes[:, 1])
+    assert sides.min() >= smallest - 1e-6 and sides.max() <= max(0.9 * height, smallest) + 1e-6
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= width + 1e-6 and boxes[:, 3].max() <= height + 1e-6
 
 
 def test_a_background_is_a_crop_of_30_to_90_percent():
@@ -108,33 +137,33 @@ def test_a_background_is_a_crop_of_30_to_90_percent():
     source = SimpleNamespace(pick=lambda *_: photograph)
     sides = []
     for seed in range(300):
-        red = scenes.background(source, "train", 64, np.random.default_rng(seed))[0][..., 0]
+        red = scenes.background(source, "train", V1, np.random.default_rng(seed))[0][..., 0]
         sides.append(abs(red[:, 2:-2].mean(0)[-1] - red[:, 2:-2].mean(0)[0]) * 255 * 2 * 64 / 59 / 300)
     assert min(sides) > 0.28 and max(sides) < 0.92
     assert min(sides) < 0.35 and max(sides) > 0.85
 
 
-def test_objects_keep_the_law(drawn):
-    counts = set()
+def test_objects_keep_the_law(laws, drawn):
+    counts, size, (low, high) = set(), laws.size, laws.object_area
     for scene, _, split in drawn:
         counts.add(len(scene.placed))
         assert len(scene.masks) == len(scene.placed)
         assert np.sum(scene.masks, 0).max() <= 1 + 1e-5
         for item, mask in zip(scene.placed, scene.masks, strict=True):
-            alpha = item.alpha(64)
+            alpha = scenes.alpha(item.layer, item.x, item.y, size)
             height, width = item.layer.shape[:2]
             assert item.sprite.split == split or split == "shifted"
-            assert min(item.x, item.y) >= 0 and item.x + width <= 64 and item.y + height <= 64
-            assert 0.04 - 0.005 <= alpha.mean() <= 0.25 + 0.005
+            assert min(item.x, item.y) >= 0 and item.x + width <= size and item.y + height <= size
+            assert low - 0.005 <= alpha.mean() <= high + 0.005
             assert mask.sum() >= 0.75 * alpha.sum() - 1e-3
             assert (mask <= alpha + 1e-6).all() and mask.min() >= 0
-    assert counts == {1, 2, 3, 4}
+    assert counts == set(range(laws.objects[0], laws.objects[1] + 1))
 
 
-def test_masks_are_exact(drawn):
+def test_masks_are_exact(laws, drawn):
     for scene, _, _ in drawn:
         for item, mask in zip(scene.placed, scene.masks, strict=True):
-            canvas = np.zeros((64, 64, 3), np.float32)
+            canvas = np.zeros((laws.size, laws.size, 3), np.float32)
             scenes.paste(canvas, item.layer, item.x, item.y)
             sure = mask > 0.999
             # bicubic rotation rings: the object in front may lend a pixel beside it up to a twentieth of its
@@ -143,13 +172,16 @@ def test_masks_are_exact(drawn):
             assert np.abs(scene.image[sure] - canvas[sure]).mean() < 0.001
 
 
-def test_bodies_keep_the_law(drawn):
+def test_bodies_keep_the_law(laws, drawn):
+    size, (lowest, highest) = laws.size, laws.body_height
     for _, scene, split in drawn:
         x0, y0, x1, y1 = scene.box
-        high, wide = (y1 - y0) / 64, (x1 - x0) / 64
-        assert min(x0, y0) >= 0 and max(x1, y1) <= 64
-        assert max(high, wide) <= 0.9 + 1 / 64
-        assert high >= 0.4 - 1 / 64 or wide >= 0.9 - 1 / 64
+        high, wide = (y1 - y0) / size, (x1 - x0) / size
+        assert min(x0, y0) >= 0 and max(x1, y1) <= size
+        assert max(high, wide) <= highest + 1 / size
+        assert high >= lowest - 1 / size or wide >= highest - 1 / size
+        assert scene.mask[int(y0) : int(y1), int(x0) : int(x1)].sum() == pytest.approx(scene.mask.sum())
+        assert 0.02 < scene.mask.mean() < 0.5
         assert scene.keypoints.shape == (17, 2)
         assert (scene.keypoints >= (x0 - 1, y0 - 1)).all() and (scene.keypoints <= (x1 + 1, y1 + 1)).all()
         assert {r["split"] for r in rows("bodies") if r["body"] == scene.body} == {split}
@@ -179,10 +211,13 @@ def test_objects_of_another_split_leave_the_rest_alone():
     assert default().pick_of_class("mammal", "test", rng).split == "test"
 
 
-def encodings(task, held_out, count=300):
-    return [
-        tasks.get(task).encoding(generator(0, "train", task, i, held_out), held_out) for i in range(count)
-    ]
+def encodings_of(laws, task, held_out, count=300):
+    worker = tasks.get(task)
+    return [worker.encoding(generator(0, "train", task, i, held_out), laws, held_out) for i in range(count)]
+
+
+def hue(colour):
+    return colorsys.rgb_to_hsv(*(c / 255 for c in colour))[0]
 
 
 def hue_and_ground(encoding, grounds):
@@ -190,34 +225,76 @@ def hue_and_ground(encoding, grounds):
     first, second = encoding.colours
     names = {colour: name for name, colour in grounds.items()}
     colour, ground = (first, second) if second in names else (second, first)
-    return colorsys.rgb_to_hsv(*(c / 255 for c in colour))[0], names[ground]
+    return hue(colour), names[ground]
 
 
 @pytest.mark.parametrize("task", ["segmentation", "selection"])
 def test_colours_held_out_are_never_drawn_in_training(task):
-    low, high = base.HELD_OUT_HUES
-    assert not set(base.BACKGROUNDS.values()) & set(base.HELD_OUT_BACKGROUNDS.values())
-    seen = [hue_and_ground(e, base.BACKGROUNDS) for e in encodings(task, held_out=False)]
+    low, high = encodings.HELD_OUT_HUES
+    assert not set(encodings.BACKGROUNDS.values()) & set(encodings.HELD_OUT_BACKGROUNDS.values())
+    seen = [hue_and_ground(e, encodings.BACKGROUNDS) for e in encodings_of(V1, task, held_out=False)]
     assert not [hue for hue, _ in seen if low + 0.003 < hue < high - 0.003]
-    assert {ground for _, ground in seen} == set(base.BACKGROUNDS)
-    new = [hue_and_ground(e, base.HELD_OUT_BACKGROUNDS) for e in encodings(task, held_out=True)]
+    assert {ground for _, ground in seen} == set(encodings.BACKGROUNDS)
+    assert encodings_of(V1, task, held_out=True) == encodings_of(V2, task, held_out=True)
+    new = [hue_and_ground(e, encodings.HELD_OUT_BACKGROUNDS) for e in encodings_of(V2, task, held_out=True)]
     assert all(low - 0.003 <= hue <= high + 0.003 for hue, _ in new)
-    assert {ground for _, ground in new} == set(base.HELD_OUT_BACKGROUNDS)
+    assert {ground for _, ground in new} == set(encodings.HELD_OUT_BACKGROUNDS)
 
 
-def test_two_colours_can_be_told_apart():
-    for held_out in (False, True):
-        for encoding in encodings("segmentation", held_out):
-            assert np.linalg.norm(np.subtract(*encoding.colours)) >= 0.5 * 255 - 1e-6
+@pytest.mark.parametrize("task", ["segmentation", "selection", "semantic"])
+def test_training_encodings_of_v2_fill_colour_space_but_for_the_held_out_neighbourhood(task):
+    found = encodings_of(V2, task, held_out=False, count=1500)
+    grounds = np.array([e.colours[-1] for e in found]) / 255
+    figures = np.array([colour for e in found for colour in e.colours[:-1]]) / 255
+    held_out = np.array([*encodings.HELD_OUT_BACKGROUNDS.values()]) / 255
+    for colours in (grounds, figures):
+        assert np.linalg.norm(colours[:, None] - held_out, axis=-1).min() >= 0.25
+    assert not [c for c in figures if 0.35 <= colorsys.rgb_to_hsv(*c)[0] <= 0.65]
+    # each eighth of the cube holds grounds, and each hue but the held-out ones is that of many a foreground
+    assert set(map(tuple, (grounds > 0.5).astype(int))) == {tuple(map(int, f"{i:03b}")) for i in range(8)}
+    hues = np.array([colorsys.rgb_to_hsv(*c)[0] for c in figures])
+    counts = np.histogram(hues, 20, (0, 1))[0]
+    assert counts[[*range(7), *range(13, 20)]].min() > len(figures) / 60 and not counts[7:13].any()
+
+
+def test_colours_of_a_label_can_be_told_apart(laws):
+    found = [e for held_out in (False, True) for e in encodings_of(laws, "segmentation", held_out)]
+    for encoding in found + encodings_of(laws, "semantic", held_out=False):
+        colours = np.array(encoding.colours) / 255
+        gaps = np.linalg.norm(colours[:, None] - colours, axis=-1)[np.triu_indices(len(colours), 1)]
+        assert gaps.min() >= 0.5 - 1e-6
 
 
 def test_the_palette_held_out_is_never_drawn_in_training():
-    assert {e.option("palette") for e in encodings("pose", held_out=False)} == {"openpose", "mirrored"}
-    assert {e.option("palette") for e in encodings("pose", held_out=True)} == {"turned"}
+    drawn = {e.option("palette") for e in encodings_of(V1, "pose", held_out=False)}
+    assert drawn == {"openpose", "mirrored"}
+    assert {e.option("palette") for e in encodings_of(V2, "pose", held_out=True)} == {"turned"}
+
+
+def test_palettes_of_v2_are_turned_and_permuted_but_not_near_the_held_out_one():
+    found = encodings_of(V2, "pose", held_out=False, count=1500)
+    turns, orders, black = [], set(), 0
+    for encoding in found:
+        palette, ground = np.array(encoding.option("palette")), np.array(encoding.option("ground"))
+        places = np.array([18 * hue(colour) for colour in palette])
+        order = next(
+            name
+            for name, places_of in skeleton.ORDERS.items()
+            if np.ptp((places - np.array(places_of) - places[0] + places_of[0] + 9) % 18) < 0.2
+        )
+        turns.append((places[0] - skeleton.ORDERS[order][0]) % 18)
+        orders.add(order)
+        black += not ground.any()
+        assert np.linalg.norm(palette - ground, axis=-1).min() >= 0.5 * 255 - 1e-6
+    assert orders == set(skeleton.ORDERS) and 0.4 < black / len(found) < 0.6
+    counts = np.histogram(turns, 18, (0, 18))[0]
+    assert not [t for t in turns if 6.05 < t < 7.95] and np.delete(counts, [6, 7]).min() > 40
+    held_out = {e.option("ground") for e in encodings_of(V2, "pose", held_out=True)}
+    assert held_out == {(0, 0, 0)}
 
 
 def test_tasks_without_an_encoding_hold_none_out():
-    for name in ("derain", "motion", "deblur", "colourise", "inpaint", "edges"):
+    for name in ("semantic", "category", "derain", "motion", "deblur", "colourise", "inpaint", "edges"):
         with pytest.raises(ValueError, match=name):
             sentence(name, "test", 0, held_out=True)
 
@@ -225,7 +302,7 @@ def test_tasks_without_an_encoding_hold_none_out():
 @pytest.mark.parametrize("seed", range(4))
 def test_rain_and_blur_change_pictures_within_bounds(seed):
     rng = np.random.default_rng(seed)
-    image = scenes.background(default(), "train", 64, rng)[0]
+    image = scenes.background(default(), "train", V1, rng)[0]
     before = image.copy()
     for after in (
         weather.rain(image, weather.Rain.draw(rng), rng),

@@ -13,7 +13,7 @@ import numpy as np
 from lvmlab.data.readers import loaded, saved
 from lvmlab.utils import images, paths
 from lvmlab.utils.files import atomic, write_file
-from lvmlab.world import VERSION, Sources, default, scenes
+from lvmlab.world import DEFAULT, Sources, default, scenes
 from lvmlab.world.sentences import generator
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -59,7 +59,7 @@ class Labelled:
         """The same pictures, drawn once into the cache folder and read from there: what a training of many
         epochs wants.
         """
-        path = paths.cache() / "pictures" / f"{self.name} {self.size} {VERSION}.npy"
+        path = paths.cache() / "pictures" / f"{self.name} {self.size} {DEFAULT.version}.npy"
         if not path.is_file():
             write_file(
                 path,
@@ -119,7 +119,7 @@ def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None 
 
     def picture(i: int) -> np.ndarray:
         rng = generator(31, split, "objects", i)
-        canvas, _ = scenes.background(world, split, size, rng)
+        canvas, _ = scenes.background(world, split, replace(DEFAULT, size=size), rng)
         canvas = canvas.copy()
         layer = scenes.place(sprites[i // times], size, rng.uniform(0.12, 0.35), rng)
         x, y = (

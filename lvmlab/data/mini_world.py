@@ -5,23 +5,31 @@ import multiprocessing
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lvmlab.world import VERSION, Sources, default, tasks
+from lvmlab.world import DEFAULT, Laws, Sources, default, tasks
 from lvmlab.world.sentences import PAIRS, Row, Sentence, sentence
 
 
 @dataclass(frozen=True)
 class World:
-    """Sentences of mini-world as `lvmlab.data.store.build` reads them: ``groups`` of ``pairs`` pairs under
-    one encoding; clips are one row.
+    """Sentences of mini-world as `lvmlab.data.store.build` reads them.
 
     Rendering and encoding cost as much as a third of a training: so a group is tokenised once, and every
-        sentence drawn from it
-    takes some of its pairs in a new order. limit_sources: {kind: count} as pairs, only so many sources of the
-    split (`Sources.limit_sources`): a long tail.
+    sentence drawn from it takes some of its pairs in a new order.
+
+    Args:
+        task: its name.
+        groups: how many groups of pairs under one encoding; a clip is one row.
+        split: whose sources are drawn.
+        pairs: in a group.
+        seed: of all groups.
+        workers: processes that render.
+        limit_sources: (kind, count) pairs: only so many sources of the split
+            (`Sources.limit_sources`), a long tail.
+        laws: the version of mini-world; the pictures' size is the tokenizer's.
     """
 
     task: str
@@ -31,6 +39,7 @@ class World:
     seed: int = 1000
     workers: int = 2
     limit_sources: tuple[tuple[str, int], ...] = ()
+    laws: Laws = DEFAULT
 
     @property
     def members(self) -> range:
@@ -39,7 +48,7 @@ class World:
     @property
     def origin(self) -> dict:
         return {
-            "world": VERSION,
+            "world": self.laws.version,
             "split": self.split,
             "seed": self.seed,
             "pairs": self.pairs,
@@ -51,7 +60,16 @@ class World:
     ) -> Iterator[tuple[int, Row]]:
         """(copy, row) of the groups in ``part``; nothing here can be broken."""
         jobs = [
-            (self.task, self.split, i, self.seed, self.pairs, size, copies, self.limit_sources)
+            (
+                self.task,
+                self.split,
+                i,
+                self.seed,
+                self.pairs,
+                replace(self.laws, size=size),
+                copies,
+                self.limit_sources,
+            )
             for i in (self.members if part is None else part)
         ]
         for found in _pool(self.workers).map(render, jobs, chunksize=4):
@@ -70,18 +88,16 @@ def _limited(split: str, limit_sources: tuple[tuple[str, int], ...]) -> Sources:
 
 
 def render(job: tuple) -> list[tuple[int, Row]]:
-    """(task, split, index, seed, pairs, size, copies, limit_sources) to the rows of one group, each as it is
-    and then its copies.
-    """
-    task, split, index, seed, pairs, size, copies, limit_sources = job
+    """(task, split, index, seed, pairs, laws, copies, limit_sources) to the rows of one group, each before its copies."""
+    task, split, index, seed, pairs, laws, copies, limit_sources = job
     clip = tasks.get(task).sequence
     found = sentence(
         task,
         split,
         index,
+        laws=laws,
         seed=seed,
         pairs=PAIRS if clip else pairs,
-        size=size,
         sources=_limited(split, limit_sources) if limit_sources else None,
     )
     if clip:

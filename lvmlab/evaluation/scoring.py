@@ -1,18 +1,18 @@
-"""Scoring models on mini-world's fixed prompts: score, ceiling, floors and skill, with intervals over
-sources.
+"""Scoring models on mini-world's fixed prompts: score, ceiling, floors and skill, with intervals over sources.
 
 Skill = (score - best floor) / (ceiling - best floor): 0 is what needs no model, 1 all that the tokenizer can
-carry. The
-ceiling is the true label after the tokenizer's round trip, the floors are the task's model-free answers.
-Intervals are
-95 % percentile bootstraps over sources (photographs, object families or bodies), not over prompts.
+carry. The ceiling is the true label after the tokenizer's round trip. A *floor* is an answer that needs neither
+a model nor the query's truth. A *landmark* is an answer without a model that looks at the truth (the mean
+skeleton in the true box, all objects by their true masks): it is printed beside the score and never enters
+skill. Intervals are 95 % percentile bootstraps over sources (photographs, object families or bodies), not over
+prompts.
 """
 
 import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.files import write_file
 from lvmlab.utils.images import from_uint8, to_uint8
-from lvmlab.world import Sources, default, tasks
+from lvmlab.world import DEFAULT, Laws, Sources, default, of_size, tasks
 from lvmlab.world.sentences import PAIRS, Sentence, sentence
 
 CONDITIONS = ("right", "wrong_task", "shuffled_labels", "conflicting")
@@ -53,9 +53,9 @@ class Job:
     answers: int = ANSWERS
 
     def __post_init__(self):
-        tasks.get(self.task)
         check_fields(
             self,
+            task=(bool(tasks.scored([self.task])), "a task whose answers are scored"),
             setting=(self.setting in SETTINGS, f"one of {', '.join(SETTINGS)}"),
             condition=(self.condition in CONDITIONS, f"one of {', '.join(CONDITIONS)}"),
             examples=(1 <= self.examples < PAIRS, f"1 to {PAIRS - 1}"),
@@ -63,18 +63,19 @@ class Job:
         )
 
 
-def plan(prompts: int = 200, split: str = "test") -> list[Job]:
-    """Everything that is reported of a model: settings, conditions, and 1 to 7 examples and controls on a
-    quarter of the prompts.
+def plan(prompts: int = 200, split: str = "test", laws: Laws = DEFAULT) -> list[Job]:
+    """Everything that is reported of a model trained under these laws.
+
+    Settings and conditions on all prompts; 1 to 7 examples and the controls on a quarter of them.
     """
-    trained, some = tasks.TRAINED, max(1, prompts // 4)
+    trained, some = tasks.scored(laws.trained), max(1, prompts // 4)
     jobs = [Job(task, prompts=prompts, split=split) for task in trained]
     jobs += [
         Job(task, "new encoding", prompts=prompts, split=split)
         for task in ("segmentation", "selection", "pose")
     ]
     jobs += [Job("selection", "trained objects", prompts=prompts, split=split)]
-    jobs += [Job(task, "new task", prompts=prompts, split=split) for task in tasks.NEW]
+    jobs += [Job(task, "new task", prompts=prompts, split=split) for task in laws.new]
     jobs += [Job(task, "shifted", prompts=prompts, split=split) for task in trained]
     jobs += [
         Job(task, "seen", "conflicting", prompts=prompts, split=split)
@@ -88,17 +89,16 @@ def plan(prompts: int = 200, split: str = "test") -> list[Job]:
         if not tasks.get(task).sequence
     ]
     jobs += [Job(task, examples=k, prompts=some, split=split) for k in (1, 2, 4, 5, 6, 7) for task in trained]
-    names = tasks.TRAINED + tasks.NEW
-    return sorted(
-        jobs, key=lambda job: (names.index(job.task), SETTINGS.index(job.setting))
-    )  # jobs that share sentences come together
+    names = [*trained, *laws.new]
+    # jobs that share sentences come together
+    return sorted(jobs, key=lambda job: (names.index(job.task), SETTINGS.index(job.setting)))
 
 
-def prompts(job: Job) -> list[Sentence]:
-    """The job's sentences in their fixed order: ``examples`` pairs and the query last."""
+def prompts(job: Job, laws: Laws = DEFAULT) -> list[Sentence]:
+    """The job's sentences under these laws in their fixed order: ``examples`` pairs and the query last."""
     found = []
     for index in range(job.prompts):
-        whole = _whole(job.task, job.setting, job.split, index)
+        whole = _whole(laws, job.task, job.setting, job.split, index)
         # a clip's query is the frame after its examples; elsewhere the query stays the last pair, whatever
         # the examples
         pairs = (
@@ -106,15 +106,16 @@ def prompts(job: Job) -> list[Sentence]:
             if tasks.get(job.task).sequence
             else [*whole.pairs[: job.examples], whole.pairs[-1]]
         )
-        found.append(_condition(Sentence(job.task, whole.encoding, pairs), job, index))
+        found.append(_condition(Sentence(job.task, whole.encoding, pairs), job, index, laws))
     return found
 
 
-@functools.lru_cache(maxsize=400)  # those of one task, which many jobs share: about 300 KB each
-def _whole(task: str, setting: str, split: str, index: int) -> Sentence:
+@functools.lru_cache(maxsize=200)  # those of one setting, which many jobs share: about 1.5 MB each at 128 px
+def _whole(laws: Laws, task: str, setting: str, split: str, index: int) -> Sentence:
     sources = _known_objects() if setting == "trained objects" else None
     split = "shifted" if setting == "shifted" else split
-    return sentence(task, split, index, pairs=PAIRS, held_out=setting == "new encoding", sources=sources)
+    held_out = setting == "new encoding"
+    return sentence(task, split, index, laws=laws, pairs=PAIRS, held_out=held_out, sources=sources)
 
 
 @functools.cache
@@ -122,7 +123,7 @@ def _known_objects() -> Sources:
     return default().with_objects_of("train")
 
 
-def _condition(prompt: Sentence, job: Job, index: int) -> Sentence:
+def _condition(prompt: Sentence, job: Job, index: int, laws: Laws) -> Sentence:
     *examples, query = prompt.pairs
     encoding = prompt.encoding
     if job.condition == "conflicting":
@@ -132,9 +133,9 @@ def _condition(prompt: Sentence, job: Job, index: int) -> Sentence:
         )
         query = query[0]
     elif job.condition == "wrong_task":
-        others = [t for t in tasks.TRAINED if not tasks.get(t).sequence]
+        others = [t for t in tasks.scored(laws.trained) if not tasks.get(t).sequence]
         other = others[(others.index(job.task) + 1) % len(others)]
-        examples = sentence(other, job.split, index, pairs=len(examples)).pairs
+        examples = sentence(other, job.split, index, laws=laws, pairs=len(examples)).pairs
     elif job.condition == "shuffled_labels":
         labels = [pair.label for pair in examples]
         examples = [
@@ -252,15 +253,17 @@ def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int
 
 
 class Scorer:
-    """Scores answers to one job's prompts; the ceiling and the floors are worked out once and kept for the
-    next model.
+    """Scores answers to one job's prompts; ceiling, floors and landmarks are computed once for all models.
 
-    sentences: other prompts than the job's own, of its task.
+    Args:
+        job: what is scored.
+        tokenizer: gives the ceiling; the prompts are drawn at its size.
+        sentences: other prompts than the job's own, of its task.
     """
 
     def __init__(self, job: Job, tokenizer: Tokenizer, sentences: list[Sentence] | None = None):
         self.job, self.task, self.tokenizer = job, tasks.get(job.task), tokenizer
-        self.sentences = sentences or prompts(job)
+        self.sentences = sentences or prompts(job, of_size(tokenizer.size))
         self.queries, self.encodings = (
             [s.pairs[-1] for s in self.sentences],
             [s.encoding for s in self.sentences],
@@ -268,11 +271,17 @@ class Scorer:
         self.sources = np.array([q.source for q in self.queries])
         labels, asked = (np.stack([getattr(q, which) for q in self.queries]) for which in ("label", "image"))
         self.ceiling = self.scores(to_uint8(tokenizer.round_trip(from_uint8(labels))))
-        answers = [self.task.floors(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
-        floors = {name: np.stack([a[name] for a in answers]) for name in answers[0]}
+        floors = self._without_model(self.task.floors)
         if "query" in floors:
             floors["query through tokenizer"] = to_uint8(tokenizer.round_trip(from_uint8(asked)))
         self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
+        landmarks = self._without_model(self.task.landmarks)
+        self.landmarks = {name: self.scores(pictures) for name, pictures in landmarks.items()}
+
+    def _without_model(self, answers: Callable) -> dict[str, np.ndarray]:
+        """The task's floors or landmarks of all prompts, uint8 (B, S, S, 3) by name."""
+        found = [answers(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
+        return {name: np.stack([answer[name] for answer in found]) for name in found[0]}
 
     @functools.cached_property
     def tokens(self) -> torch.Tensor:
@@ -306,6 +315,7 @@ class Scorer:
             "ceiling": ceiling.mean(),
             "floors": floors,
             "best_floor": best,
+            "landmarks": {name: float(found[metric].mean()) for name, found in self.landmarks.items()},
             "skill": skill[0] if room[0] > 0 else None,
             "skill_low": skill_low,
             "skill_high": skill_high,

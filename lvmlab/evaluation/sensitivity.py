@@ -13,9 +13,9 @@ import torch
 from lvmlab.evaluation.scoring import Job, Scorer, encoded, picture, prompts, written
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
-from lvmlab.world import tasks
+from lvmlab.world import of_size, tasks
+from lvmlab.world.encodings import BACKGROUNDS, HELD_OUT_BACKGROUNDS, Encoding
 from lvmlab.world.sentences import PAIRS, Sentence
-from lvmlab.world.tasks.base import BACKGROUNDS, HELD_OUT_BACKGROUNDS, Encoding
 
 GROUNDS = BACKGROUNDS | HELD_OUT_BACKGROUNDS
 PAPER = (BACKGROUNDS["pink"], BACKGROUNDS["black"])  # DeLVM's labels: pink objects on black
@@ -48,13 +48,16 @@ def changes(tokenizer: Tokenizer, job: Job) -> Iterator[tuple[str, str, list[Sen
     """Every change of a job's prompts that makes sense for its task: (group, name, prompts), the plain ones
     first.
     """
-    task, k, plain = tasks.get(job.task), job.examples, prompts(job)
+    laws = of_size(tokenizer.size)
+    task, k, plain = tasks.get(job.task), job.examples, prompts(job, laws)
     yield "plain", f"{k} examples", plain
     yield "codes", "of the labels", plain
-    yield from (("number", str(i), prompts(replace(job, examples=i))) for i in (1, 2, 3, 5, 7) if i != k)
+    yield from (
+        ("number", str(i), prompts(replace(job, examples=i), laws)) for i in (1, 2, 3, 5, 7) if i != k
+    )
     if task.sequence:
         return  # a clip has one order, and its own frames
-    whole = prompts(replace(job, examples=PAIRS - 1))
+    whole = prompts(replace(job, examples=PAIRS - 1), laws)
     ranks = (
         overlap(encoded(tokenizer, whole), tokenizer.tokens_per_image)
         .argsort(dim=1, descending=True, stable=True)
@@ -77,7 +80,7 @@ def changes(tokenizer: Tokenizer, job: Job) -> Iterator[tuple[str, str, list[Sen
                 for s, order in zip(whole, orders, strict=True)
             ],
         )
-    yield "wrong", "task", prompts(replace(job, condition="wrong_task"))
+    yield "wrong", "task", prompts(replace(job, condition="wrong_task"), laws)
     if task.conflicting:
         yield "wrong", "colours", [recoloured(s, s.encoding.colours[::-1], True) for s in plain]
         yield "ground", "the paper's", [recoloured(s, PAPER) for s in plain]

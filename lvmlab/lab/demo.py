@@ -13,7 +13,7 @@ from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
 from lvmlab.utils.files import atomic, write_file
-from lvmlab.world import tasks
+from lvmlab.world import of_size, tasks
 from lvmlab.world.sentences import Sentence
 from lvmlab.world.tasks import Pair
 
@@ -38,7 +38,7 @@ def run_demo(
     if image is not None:
         yours(image, models, tokenizer, out / "yours.png")
     rows, blocks = [], []
-    for name in tasks.TRAINED:
+    for name in tasks.scored(of_size(tokenizer.size).trained):
         scorer = Scorer(Job(name, prompts=prompts), tokenizer)
         drawn = [{} for _ in scorer.sentences]
         for model, lvm in models.items():
@@ -70,7 +70,7 @@ def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: P
 def ask_yours(path: str | Path, tokenizer: Tokenizer, task: str = "segmentation", index: int = 0) -> Sentence:
     """A picture file after the examples of a test prompt; its truth, which nobody knows, is left white."""
     picture = images.to_uint8(images.load(path, tokenizer.size))
-    prompt = prompts_of(Job(task, prompts=index + 1))[index]
+    prompt = prompts_of(Job(task, prompts=index + 1), of_size(tokenizer.size))[index]
     return Sentence(
         prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))]
     )

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from lvmlab.utils import paths
 from lvmlab.utils.files import write_file
-from lvmlab.world import VERSION
+from lvmlab.world import DEFAULT
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
 
 
 def key(study: str, config: dict, world: str | None = None) -> str:
     """The name of a run: the study and a hash of all that decides its outcome. world: today's where it is None."""
-    text = json.dumps({"study": study, "world": world or VERSION, "config": config}, sort_keys=True)
+    text = json.dumps({"study": study, "world": world or DEFAULT.version, "config": config}, sort_keys=True)
     return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -63,7 +63,7 @@ def keep(study: str, config: dict, result: object, seconds: float) -> dict:
             "name": name,
             "study": study,
             "config": config,
-            "world": VERSION,
+            "world": DEFAULT.version,
             "seconds": round(seconds, 1),
             "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
             "commit": commit(),
@@ -147,7 +147,7 @@ def prune() -> list[str]:
     for row in listing():
         cached, shipped = (folders()[where] / f"{row['name']}.json" for where in ("cache", "shipped"))
         same = shipped.is_file() and cached.is_file() and shipped.read_text() == cached.read_text()
-        if row["where"] == "cache" and (row["world"] != VERSION or same):
+        if row["where"] == "cache" and (row["world"] != DEFAULT.version or same):
             cached.unlink()
             gone.append(row["name"])
     return gone

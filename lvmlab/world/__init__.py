@@ -4,9 +4,7 @@ Scenes are composed on the fly into pairs and sentences, and each task in `tasks
 `utils/`.
 """
 
+from lvmlab.world.laws import DEFAULT, V1, V2, Laws, of_size
 from lvmlab.world.sources import SPLITS, Sources, default
 
-VERSION = "mini-world-v1"
-SIZE = 64
-
-__all__ = ["SIZE", "SPLITS", "VERSION", "Sources", "default"]
+__all__ = ["DEFAULT", "SPLITS", "V1", "V2", "Laws", "Sources", "default", "of_size"]

@@ -1,13 +1,11 @@
-"""Visual sentences from mini-world: an encoding and pairs of one task, addressed by (seed, split, task,
-index).
-"""
+"""Visual sentences from mini-world: an encoding and pairs of one task, addressed by (seed, split, task, index)."""
 
 import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from lvmlab.world import SIZE, SPLITS, Sources, default, tasks
+from lvmlab.world import DEFAULT, SPLITS, Laws, Sources, default, tasks
 from lvmlab.world.tasks import Encoding, Pair
 
 PAIRS = 8  # in a sentence of 16 pictures: LVM's context (arXiv 2312.00785)
@@ -15,8 +13,9 @@ PAIRS = 8  # in a sentence of 16 pictures: LVM's context (arXiv 2312.00785)
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures uint8 (n, size, size, 3): an image and its label, one image, or a clip's frames. group: what a
-    sentence's rows share.
+    """Pictures uint8 (n, size, size, 3): an image and its label, one image, or a clip's frames.
+
+    ``group``: what a sentence's rows share.
     """
 
     pictures: np.ndarray
@@ -26,9 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sentence:
-    """``pairs`` of one ``task`` under one ``encoding``; the last pair is the query when it is used as a
-    prompt.
-    """
+    """``pairs`` of one ``task`` under one ``encoding``; the last pair of a prompt is the query."""
 
     task: str
     encoding: Encoding
@@ -40,8 +37,9 @@ class Sentence:
 
 
 def generator(seed: int, split: str, task: str, index: int, held_out: bool = False) -> np.random.Generator:
-    """The one source of chance of a sentence. The task enters by its name's CRC, so that adding tasks moves
-    nothing.
+    """The one source of chance of a sentence.
+
+    The task enters by its name's CRC, so that adding tasks moves nothing.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -53,15 +51,28 @@ def sentence(
     split: str,
     index: int,
     *,
+    laws: Laws = DEFAULT,
     seed: int = 0,
     pairs: int = PAIRS,
-    size: int = SIZE,
     held_out: bool = False,
     sources: Sources | None = None,
 ) -> Sentence:
-    """Sentence ``index`` of a task and split. ``held_out`` draws the encoding from those never seen in
-    training.
+    """One sentence of mini-world.
+
+    Args:
+        task: its name.
+        split: "train", "val", "test" or "shifted": no source is in two of them.
+        index: which sentence of the task and split.
+        laws: the version of mini-world, and the pictures' size.
+        seed: another seed gives other sentences.
+        pairs: how many; 8 is the length of all fixed prompts.
+        held_out: draws the encoding from those that no training shows.
+        sources: others than the shipped ones.
+
+    Raises:
+        ValueError: names an unknown task or split, and tasks of which no encoding is held out.
     """
     worker, rng = tasks.get(task), generator(seed, split, task, index, held_out)
-    encoding = worker.encoding(rng, held_out)
-    return Sentence(task, encoding, worker.sentence(sources or default(), split, size, encoding, pairs, rng))
+    encoding = worker.encoding(rng, laws, held_out)
+    drawn = worker.sentence(sources or default(), split, laws, encoding, pairs, rng)
+    return Sentence(task, encoding, drawn)

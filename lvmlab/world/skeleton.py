@@ -1,27 +1,20 @@
 """Skeletons as pictures: drawing one in a palette, and reading the joints back from its limbs' colours.
 
-The drawing keeps OpenPose's limbs and colours. At 256 px the paper draws joints of radius 8 and bones of 4;
-at 64 px a
-bone of one pixel is below what an 8x8 grid of tokens can carry, so the rule here is: thirteen bones of width
-    3/64 of the
-side with round ends, no joint discs, eyes and ears left out. A joint is then where two bones of known colours
-meet.
+The drawing keeps OpenPose's limbs and colours. At 256 px the paper draws joints of radius 8 and bones of 4; a
+bone of a 64th of the side is below what an 8x8 grid of tokens can carry. So thirteen bones have a width of
+3/64 of the side and round ends; joint discs, eyes and ears are left out. A joint is then where two bones of
+known colours meet.
 """
 
+import colorsys
 import functools
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-NOSE, SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (
-    0,
-    (5, 6),
-    (7, 8),
-    (9, 10),
-    (11, 12),
-    (13, 14),
-    (15, 16),
-)
+NOSE = 0
+SHOULDERS, ELBOWS, WRISTS = (5, 6), (7, 8), (9, 10)
+HIPS, KNEES, ANKLES = (11, 12), (13, 14), (15, 16)
 NECK = 17  # the middle of the shoulders, appended to COCO's 17
 SCORED = [*ELBOWS, *WRISTS, *KNEES, *ANKLES]
 DRAWN = [NOSE, *SHOULDERS, *ELBOWS, *WRISTS, *HIPS, *KNEES, *ANKLES]
@@ -42,31 +35,33 @@ LIMBS = (
     (13, 15),
     (NECK, NOSE),
 )
-_WHEEL = (
-    (255, 0, 0),
-    (255, 85, 0),
-    (255, 170, 0),
-    (255, 255, 0),
-    (170, 255, 0),
-    (85, 255, 0),
-    (0, 255, 0),
-    (0, 255, 85),
-    (0, 255, 170),
-    (0, 255, 255),
-    (0, 170, 255),
-    (0, 85, 255),
-    (0, 0, 255),
-    (85, 0, 255),
-    (170, 0, 255),
-    (255, 0, 255),
-    (255, 0, 170),
-    (255, 0, 85),
-)
+TURNS = 18  # colours of OpenPose's wheel
+
+
+def _hue(place: float) -> tuple[int, int, int]:
+    """The colour at a place of the wheel, in 0..255."""
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(place / TURNS % 1, 1, 1))
+
+
+_WHEEL = tuple(_hue(place) for place in range(TURNS))
 _MIRRORED = (1, 0, 4, 5, 2, 3, 9, 10, 11, 6, 7, 8, 12)
+ORDERS = {  # which of the wheel's first thirteen colours each bone has
+    "straight": tuple(range(13)),
+    "mirrored": _MIRRORED,  # left and right exchanged
+    "reversed": tuple(reversed(range(13))),
+    "reversed and mirrored": tuple(reversed(_MIRRORED)),
+}
+
+
+def turned(turn: float, order: str = "straight") -> tuple[tuple[int, int, int], ...]:
+    """A palette: the wheel turned by ``turn`` of its 18 colours, its colours given to the bones in this order."""
+    return tuple(_hue(place + turn) for place in ORDERS[order])
+
+
 PALETTES = {
-    "openpose": _WHEEL[:13],
-    "mirrored": tuple(_WHEEL[i] for i in _MIRRORED),
-    "turned": tuple(_WHEEL[(i + 7) % 18] for i in range(13)),  # held out of the LVM's training
+    "openpose": turned(0),
+    "mirrored": turned(0, "mirrored"),
+    "turned": turned(7),  # held out of the LVM's training
 }
 WIDTH = 3 / 64  # of a bone, relative to the picture's side
 # COCO's per-keypoint constants for object keypoint similarity
@@ -85,16 +80,23 @@ _CHAINS = (
 )  # upper bone, lower bone, the trunk bone they hang from
 
 
-def draw(keypoints: np.ndarray, size: int, palette: str, background: tuple[int, int, int]) -> np.ndarray:
+def colours_of(palette: str | tuple) -> np.ndarray:
+    """The thirteen bones' colours, (13, 3) in 0..255, of a palette or of the one of this name."""
+    return np.array(PALETTES[palette] if isinstance(palette, str) else palette)
+
+
+def draw(
+    keypoints: np.ndarray, size: int, palette: str | tuple, background: tuple[int, int, int]
+) -> np.ndarray:
     """Keypoints (17, 2) in pixels to a label image, uint8 (size, size, 3), four times supersampled."""
     fine = 4
     canvas = Image.new("RGB", (fine * size, fine * size), tuple(background))
     pen = ImageDraw.Draw(canvas)
     points = np.vstack([keypoints, keypoints[list(SHOULDERS)].mean(0)]) * fine
-    radius = WIDTH * size * fine / 2
+    radius, colours = WIDTH * size * fine / 2, colours_of(palette).tolist()
     for limb in DRAW_ORDER:
         (x0, y0), (x1, y1) = (points[end] for end in LIMBS[limb])
-        colour = PALETTES[palette][limb]
+        colour = tuple(colours[limb])
         pen.line((x0, y0, x1, y1), fill=colour, width=round(2 * radius))
         for x, y in ((x0, y0), (x1, y1)):
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
@@ -124,7 +126,7 @@ def draw_people(people: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(canvas.reduce(fine))
 
 
-def read(picture: np.ndarray, palette: str, background: tuple[int, int, int]) -> np.ndarray:
+def read(picture: np.ndarray, palette: str | tuple, background: tuple[int, int, int]) -> np.ndarray:
     """A label image, uint8 (S, S, 3), to keypoints (17, 2) in pixels; NaN where nothing of a joint's bones is
     found.
 
@@ -136,7 +138,7 @@ def read(picture: np.ndarray, palette: str, background: tuple[int, int, int]) ->
     size = picture.shape[0]
     ground = np.asarray(background, np.float32)
     offset = picture.astype(np.float32) - ground
-    colours = np.asarray(PALETTES[palette], np.float32) - ground
+    colours = colours_of(palette).astype(np.float32) - ground
     strength = np.linalg.norm(offset, axis=-1)
     alike = offset @ colours.T / (strength[..., None] * np.linalg.norm(colours, axis=-1) + 1e-6)
     nearest = alike.argmax(-1)

@@ -22,7 +22,9 @@ SOFT = 0.7 / 64  # softness of a bone's edge
 DRAWN = list(skeleton.DRAWN)
 
 
-def read(pictures: np.ndarray, palettes: list[str], backgrounds: list[tuple[int, int, int]]) -> np.ndarray:
+def read(
+    pictures: np.ndarray, palettes: list[str | tuple], backgrounds: list[tuple[int, int, int]]
+) -> np.ndarray:
     """Label images, uint8 (B, S, S, 3), to keypoints (B, 17, 2) in pixels; NaN for eyes and ears and for
     empty pictures.
 
@@ -32,7 +34,7 @@ def read(pictures: np.ndarray, palettes: list[str], backgrounds: list[tuple[int,
     """
     size = pictures.shape[1]
     target = torch.from_numpy(pictures.astype(np.float32) / 255)  # (B, S, S, 3)
-    colours = torch.tensor([skeleton.PALETTES[p] for p in palettes]).float() / 255  # (B, 13, 3)
+    colours = torch.tensor(np.stack([skeleton.colours_of(p) for p in palettes])).float() / 255  # (B, 13, 3)
     ground = torch.tensor(backgrounds).float() / 255  # (B, 3)
     starts, empty = [], []
     for picture, palette, background in zip(pictures, palettes, backgrounds, strict=True):
@@ -54,7 +56,7 @@ def read(pictures: np.ndarray, palettes: list[str], backgrounds: list[tuple[int,
     return found
 
 
-def _starts(picture: np.ndarray, palette: str, background) -> tuple[np.ndarray, bool]:
+def _starts(picture: np.ndarray, palette: str | tuple, background) -> tuple[np.ndarray, bool]:
     """Three starting skeletons (3, 13, 2) in units of the side, and whether the picture shows nothing."""
     size = picture.shape[0]
     ys, xs = np.nonzero(np.abs(picture.astype(np.float32) - background).max(-1) > 60)

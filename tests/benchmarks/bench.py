@@ -26,7 +26,7 @@ from lvmlab.data.mini_world import render as rendered
 from lvmlab.lab.plots.scores import text
 from lvmlab.training.lvm import SHARES
 from lvmlab.utils.files import atomic
-from lvmlab.world import SIZE, tasks
+from lvmlab.world import DEFAULT, tasks
 from lvmlab.world.sentences import PAIRS
 
 OUT = Path("runs/bench.json")
@@ -68,7 +68,7 @@ def render():
     for task, share in SHARES.items():
         length = PAIRS if tasks.get(task).sequence else GROUP
         jobs += [
-            (task, "train", i, 1000, length, SIZE, 0, ())
+            (task, "train", i, 1000, length, DEFAULT, 0, ())
             for i in range(max(1, round(share * RENDERED / length)))
         ]
     jobs = [jobs[i] for i in np.random.default_rng(0).permutation(len(jobs))]

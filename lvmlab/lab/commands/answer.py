@@ -155,18 +155,19 @@ def evaluate(
     from lvmlab.lab.plots.tables import scores_markdown, settings_markdown
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.utils.files import atomic, write_file
-    from lvmlab.world import tasks
+    from lvmlab.world import of_size, tasks
 
     # scores of all models together
     started, tokenizer = time.perf_counter(), Tokenizer.from_pretrained("mini")
+    laws = of_size(tokenizer.size)
     loaded = load_models(models)
-    rows = score(loaded, tokenizer, plan(prompts, split), out)
+    rows = score(loaded, tokenizer, plan(prompts, split, laws), out)
     write_file(out / "scores.json", json.dumps(rows, indent=1) + "\n")
     print(table(rows))
     print(f"wrote {out / 'scores.json'}")
 
     # tables, worst answers and the stored run of each model
-    jobs = [Job(task, prompts=prompts, split=split) for task in tasks.TRAINED]
+    jobs = [Job(task, prompts=prompts, split=split) for task in tasks.scored(laws.trained)]
     for name, lvm in loaded.items():
         own = [row for row in rows if row["model"] == name]
         print(f"\n{scores_markdown(own)}\n\n{settings_markdown(own)}\n")

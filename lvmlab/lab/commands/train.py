@@ -84,7 +84,7 @@ def train(
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.training.lvm import LVMRecipe, load_start, train_lvm
     from lvmlab.utils.device import default_device
-    from lvmlab.world import tasks
+    from lvmlab.world import of_size
 
     # models
     if not start:
@@ -96,7 +96,8 @@ def train(
 
     # sentences
     if store is None:
-        worlds = [World(task, groups) for task in tasks.TRAINED]
+        laws = of_size(tok.size)
+        worlds = [World(task, groups, laws=laws) for task in laws.trained]
         build(folder / "store", tok, worlds, rank=state.process_index, ranks=state.num_processes)
         state.wait_for_everyone()
     most = (origin.max_seq_len if start else LVM_PRESETS[shape].max_seq_len) // (2 * tok.tokens_per_image)
@@ -174,12 +175,16 @@ def train_tokenizer(
         check_folder(start)
 
     from lvmlab.data.picture_pool import render_pool
+    from lvmlab.tokenizer.tokenizer import preset as shape_of
     from lvmlab.training.loop import TrainConfig
     from lvmlab.training.tokenizer import train_tokenizer as fit
+    from lvmlab.world import of_size
 
+    laws = of_size(shape_of(preset).resolution)
     counts = {"train": pictures, "val": max(200, pictures // 20)}
     pools = {
-        split: render_pool(folder / f"pictures-{split}.npy", split, count) for split, count in counts.items()
+        split: render_pool(folder / f"pictures-{split}.npy", split, count, laws=laws)
+        for split, count in counts.items()
     }
     config = TrainConfig(steps=steps, lr=lr, weight_decay=0.05)
     log = fit(pools["train"], folder, preset=preset, config=config, val_pool=pools["val"], start=start)

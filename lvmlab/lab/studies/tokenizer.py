@@ -35,7 +35,7 @@ from lvmlab.training.tokenizer import (
 from lvmlab.training.tokenizer import evaluate as score
 from lvmlab.utils import images, paths
 from lvmlab.utils.checks import check_fields
-from lvmlab.world import default, tasks
+from lvmlab.world import default, of_size, tasks
 from lvmlab.world.sentences import sentence
 
 STUDY, VERSION = "tokenizer-vq-fsq", 2  # 2: silent residual branches, FSQ of features of unit variance
@@ -75,7 +75,7 @@ def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> list[d
     codes = {"tokens": tokenizer.round_trip, "mean colours": lambda x: mean_colours(x, tokenizer.grid)}
     rows = []
     for kind, name in LABELS.items():
-        found = [sentence(name, split, i, pairs=1) for i in range(count)]
+        found = [sentence(name, split, i, laws=of_size(tokenizer.size), pairs=1) for i in range(count)]
         pairs, encodings = [s.pairs[0] for s in found], [s.encoding for s in found]
         truth, task = images.from_uint8(np.stack([p.label for p in pairs])), tasks.get(name)
         for code, through in codes.items():

@@ -22,7 +22,7 @@ from lvmlab.model.prompting import Prefilled, Step, alternatives, attention, lab
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
 from lvmlab.utils.device import describe
-from lvmlab.world import tasks
+from lvmlab.world import of_size, tasks
 from lvmlab.world.sentences import PAIRS, Sentence, sentence
 from lvmlab.world.tasks.base import Encoding, Pair, read_mask
 
@@ -85,7 +85,7 @@ class Session:
                 f"prompt {index} with {examples} examples: give a number of 0 or more, and 1 to {PAIRS - 1} "
                 f"examples"
             )
-        whole = sentence(task, SPLIT, index, pairs=PAIRS, size=self.tokenizer.size)
+        whole = sentence(task, SPLIT, index, laws=of_size(self.tokenizer.size), pairs=PAIRS)
         *others, query = whole.pairs[: examples + 1] if tasks.get(task).sequence else whole.pairs
         self._spare = others[examples:]
         self.set(replace(whole, pairs=[*others[:examples], query]), known=True)

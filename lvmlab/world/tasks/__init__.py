@@ -1,6 +1,8 @@
 """The tasks, by name. A new one is one file here and one line below."""
 
+from lvmlab.world.laws import DEFAULT
 from lvmlab.world.tasks.base import Encoding, Pair, Task
+from lvmlab.world.tasks.category import Category
 from lvmlab.world.tasks.colourise import Colourise
 from lvmlab.world.tasks.deblur import Deblur
 from lvmlab.world.tasks.derain import Derain
@@ -10,12 +12,15 @@ from lvmlab.world.tasks.motion import Motion
 from lvmlab.world.tasks.pose import Pose
 from lvmlab.world.tasks.segmentation import Segmentation
 from lvmlab.world.tasks.selection import Selection
+from lvmlab.world.tasks.semantic import Semantic
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Segmentation(),
+        Semantic(),
         Selection(),
+        Category(),
         Pose(),
         Derain(),
         Motion(),
@@ -25,8 +30,8 @@ TASKS: dict[str, Task] = {
         Edges(),
     )
 }
-TRAINED = [name for name, task in TASKS.items() if task.trained]
-NEW = [name for name, task in TASKS.items() if not task.trained]
+TRAINED = list(DEFAULT.trained)
+NEW = list(DEFAULT.new)
 
 
 def get(name: str) -> Task:
@@ -36,4 +41,9 @@ def get(name: str) -> Task:
     return TASKS[name]
 
 
-__all__ = ["NEW", "TASKS", "TRAINED", "Encoding", "Pair", "Task", "get"]
+def scored(names: tuple[str, ...] | list[str]) -> list[str]:
+    """Those of the named tasks whose answers have a score."""
+    return [name for name in names if get(name).metric]
+
+
+__all__ = ["NEW", "TASKS", "TRAINED", "Encoding", "Pair", "Task", "get", "scored"]

@@ -1,40 +1,31 @@
-"""What a task is: an encoding drawn once a sentence, pairs drawn from mini-world, a score read back from the
-label image.
+"""What a task is: an encoding drawn once a sentence, pairs drawn from mini-world, a score read back from the label.
 
-Everything here works on ``Pair``s of uint8 pictures; randomness comes only from the generator handed in, so
-that
-(seed, split, task, index) always gives the same sentence.
+Everything here works on ``Pair``s of uint8 pictures. Randomness comes only from the generator handed in, so
+that (seed, split, task, index) always gives the same sentence.
 """
 
-import colorsys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from lvmlab.world.encodings import Encoding
+from lvmlab.world.laws import Laws
 from lvmlab.world.sources import Sources
-
-# Named backgrounds of label images; the held-out ones are never drawn in the LVM's training.
-BACKGROUNDS = {
-    "black": (0, 0, 0),
-    "white": (255, 255, 255),
-    "grey": (128, 128, 128),
-    "pink": (255, 182, 203),
-    "navy": (16, 24, 110),
-    "maroon": (110, 16, 24),
-}
-HELD_OUT_BACKGROUNDS = {"teal": (0, 110, 110), "sand": (225, 200, 140)}
-HELD_OUT_HUES = (
-    0.40,
-    0.60,
-)  # the sector of label hues (green-cyan to azure) never drawn in the LVM's training
-MIN_DISTANCE = 0.5  # between a label's two colours, Euclidean in RGB with channels in [0, 1]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """``image`` and ``label`` uint8 (S, S, 3); ``truth`` what the score needs; ``source`` the unit that is
-    bootstrapped.
+    """``image`` and ``label`` uint8 (S, S, 3); ``source`` the unit that is bootstrapped.
+
+    ``truth``: what the score needs, and what the image shows, by name:
+
+    - ``masks`` uint8 (n, S, S): the visible alpha of every object, or of the body;
+    - ``classes`` (n,): the class of each, a place in `Sources.classes`, or their number for a body;
+    - ``label masks``: the same of the label, where it shows the same classes at other places (motion, category);
+    - ``keypoints`` (17, 2) in pixels, ``visible`` (17,) and ``box`` (x0, y0, x1, y1), where a body is.
+
+    Under rain or blur the clean picture is the label.
     """
 
     image: np.ndarray
@@ -43,59 +34,36 @@ class Pair:
     source: str = ""
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How a sentence draws its labels: ``colours`` (foreground, background) in 0..255 where the task has
-    them.
-    """
-
-    name: str = "natural"
-    colours: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
-    options: tuple[tuple[str, object], ...] = ()
-
-    def option(self, key: str):
-        return dict(self.options)[key]
-
-    def swapped(self) -> "Encoding":
-        """Foreground and background exchanged: the conflicting prompt."""
-        return Encoding(f"{self.name} swapped", (self.colours[1], self.colours[0]), self.options)
-
-
 class Task(ABC):
-    """One way to make pairs and one way to judge answers.
-
-    ``metric`` names the score (higher is better); ``trained`` says whether the shipped models learn it.
-    """
+    """One way to make pairs and one way to judge answers."""
 
     name: str
-    metric: str
-    trained: bool = False
-    conflicting: bool = False  # whether the same query has two right answers under two encodings
+    metric: str | None = None  # the score that skill is computed from, higher is better; None: not scored
+    conflicting: bool = False  # whether exchanging a label's two colours gives the query another right answer
     kind: int = (
-        0  # of the label pictures, for the tokenizer's mix: 0 natural, 1 two-colour, 2 skeleton, 3 other
+        0  # of the label pictures, for the tokenizer's mix: 0 natural, 1 flat colours, 2 skeleton, 3 other
     )
-    sequence: bool = False
+    sequence: bool = False  # whether a sentence is one clip
 
-    def encoding(self, rng: np.random.Generator, held_out: bool = False) -> Encoding:
+    def encoding(self, rng: np.random.Generator, laws: Laws, held_out: bool = False) -> Encoding:
+        """How the labels of one sentence are drawn; ``held_out``: in a way that no training shows."""
         if held_out:
             raise ValueError(f"{self.name} has no label encoding, so none is held out")
         return Encoding()
 
     @abstractmethod
     def pair(
-        self, sources: Sources, split: str, size: int, encoding: Encoding, rng: np.random.Generator
+        self, sources: Sources, split: str, laws: Laws, encoding: Encoding, rng: np.random.Generator
     ) -> Pair:
         """One example of this task."""
 
-    def sentence(self, sources, split: str, size: int, encoding: Encoding, pairs: int, rng) -> list[Pair]:
+    def sentence(self, sources, split: str, laws: Laws, encoding: Encoding, pairs: int, rng) -> list[Pair]:
         """``pairs`` examples under one encoding."""
-        return [self.pair(sources, split, size, encoding, rng) for _ in range(pairs)]
+        return [self.pair(sources, split, laws, encoding, rng) for _ in range(pairs)]
 
     def score(self, answer: np.ndarray, pair: Pair, encoding: Encoding) -> dict[str, float]:
-        """The scores of one answer, uint8 (S, S, 3), by name; ``metric`` is the one that skill is reckoned
-        from.
-        """
-        raise NotImplementedError
+        """The scores of one answer, uint8 (S, S, 3), by name; ``metric`` is the one that skill is computed from."""
+        raise NotImplementedError(f"answers to {self.name} are not scored")
 
     def scores(
         self, answers: np.ndarray, pairs: list[Pair], encodings: list[Encoding]
@@ -105,38 +73,35 @@ class Task(ABC):
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
     def floors(self, examples: list[Pair], query: Pair, encoding: Encoding) -> dict[str, np.ndarray]:
-        """Answers that need no model, by name. The query through the tokenizer is added by the evaluation."""
+        """Answers that need neither a model nor the query's truth, by name.
+
+        The query through the tokenizer is added by the evaluation.
+        """
         return {"query": query.image, "last label": examples[-1].label}
+
+    def landmarks(self, examples: list[Pair], query: Pair, encoding: Encoding) -> dict[str, np.ndarray]:
+        """Answers without a model that look at the query's truth, by name: worth beating, never part of skill."""
+        return {}
 
     def relabel(self, pair: Pair, encoding: Encoding) -> Pair:
         """The same pair drawn in another encoding; only where ``conflicting``."""
         raise NotImplementedError(f"{self.name} has one encoding only")
 
 
-def two_colours(rng: np.random.Generator, held_out: bool = False) -> Encoding:
-    """A saturated hue on a named background, exchanged in three sentences of ten; both from the held-out
-    lists or neither.
-    """
-    backgrounds = HELD_OUT_BACKGROUNDS if held_out else BACKGROUNDS
-    low, high = HELD_OUT_HUES
-    while True:
-        hue = rng.uniform(low, high) if held_out else (high + rng.uniform(0, 1 - (high - low))) % 1
-        rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 1), rng.uniform(0.75, 1))
-        name = str(rng.choice(sorted(backgrounds)))
-        pair = (tuple(round(255 * c) for c in rgb), backgrounds[name])
-        if np.linalg.norm(np.subtract(*pair)) / 255 >= MIN_DISTANCE:
-            break
-    if rng.random() < 0.3:
-        return Encoding(f"{name} on hue {hue:.2f}", pair[::-1])
-    return Encoding(f"hue {hue:.2f} on {name}", pair)
+def paint(masks: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """A label image: alphas (n, S, S) or (S, S), each in its foreground over the background, uint8 (S, S, 3)."""
+    *foregrounds, background = (np.asarray(c, np.float32) for c in encoding.colours)
+    masks = masks.reshape(-1, *masks.shape[-2:], 1)
+    picture = (1 - masks.sum(0)) * background
+    for mask, foreground in zip(masks, foregrounds, strict=True):
+        picture = picture + mask * foreground
+    return np.rint(picture).clip(0, 255).astype(np.uint8)
 
 
-def paint(mask: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """A label image: alpha (S, S) in [0, 1] between the encoding's background and foreground, uint8 (S, S,
-    3).
-    """
-    foreground, background = (np.asarray(c, np.float32) for c in encoding.colours)
-    return np.rint(mask[..., None] * foreground + (1 - mask[..., None]) * background).astype(np.uint8)
+def read_regions(answer: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """The place of the nearest of the encoding's colours at each pixel; the last one is the background: (S, S)."""
+    colours = np.asarray(encoding.colours, np.float32)
+    return ((answer.astype(np.float32)[:, :, None] - colours) ** 2).sum(-1).argmin(-1)
 
 
 def read_mask(answer: np.ndarray, encoding: Encoding) -> np.ndarray:
@@ -153,9 +118,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures, capped at 60; ``where`` (S, S) bool limits the
-    pixels.
-    """
+    """Peak signal-to-noise ratio in dB of uint8 pictures, capped at 60; ``where`` (S, S) bool limits the pixels."""
     error = (a.astype(np.float32) - b.astype(np.float32)) ** 2
     mse = (error if where is None else error[where]).mean()
     return float(min(60.0, 10 * np.log10(255**2 / max(mse, 1e-9))))

@@ -3,15 +3,15 @@
 from dataclasses import astuple
 
 from lvmlab.world import weather
-from lvmlab.world.tasks.base import Encoding
+from lvmlab.world.encodings import Encoding
 from lvmlab.world.tasks.restoration import Restoration
 
 
 class Derain(Restoration):
-    name, trained = "derain", True
+    name = "derain"
 
-    def encoding(self, rng, held_out=False):
-        super().encoding(rng, held_out)
+    def encoding(self, rng, laws, held_out=False):
+        super().encoding(rng, laws, held_out)
         return Encoding("rain", options=(("rain", astuple(weather.Rain.draw(rng))),))
 
     def degrade(self, picture, encoding, rng):

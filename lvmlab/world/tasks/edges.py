@@ -1,4 +1,4 @@
-"""Edges: the scene's contours, white on black. Never trained. Scored by F with one pixel of tolerance."""
+"""Edges: the scene's contours, white on black. Never trained. Scored by F with a 64th of the side as tolerance."""
 
 import numpy as np
 
@@ -8,25 +8,27 @@ from lvmlab.world.tasks.base import Pair, Task, to_uint8
 SIGMA = 1.5  # of Canny's smoothing, in pixels at 64 px
 
 
-def _near(mask: np.ndarray, pixels: int = 1) -> np.ndarray:
+def _near(mask: np.ndarray) -> np.ndarray:
+    """Which pixels lie within a 64th of the side of the marked ones: bool (S, S)."""
     from scipy.ndimage import binary_dilation
 
-    return binary_dilation(mask, np.ones((3, 3), bool), iterations=pixels)
+    return binary_dilation(mask, np.ones((3, 3), bool), iterations=max(1, len(mask) // 64))
 
 
 class Edges(Task):
     name, metric, kind = "edges", "F", 3
 
-    def pair(self, sources, split, size, encoding, rng) -> Pair:
+    def pair(self, sources, split, laws, encoding, rng) -> Pair:
         from skimage.feature import canny
 
-        scene = scenes.objects_scene(sources, split, size, rng)
-        edges = canny(scene.image.mean(-1), sigma=SIGMA * size / 64)
-        label = np.repeat((_near(edges, size // 64) * np.uint8(255))[..., None], 3, -1)
-        return Pair(to_uint8(scene.image), label, {"edges": edges}, scene.photograph)
+        scene = scenes.objects_scene(sources, split, laws, rng)
+        edges = canny(scene.image.mean(-1), sigma=SIGMA * laws.size / 64)
+        label = np.repeat((_near(edges) * np.uint8(255))[..., None], 3, -1)
+        truth = {"edges": edges} | scene.truth(sources)
+        return Pair(to_uint8(scene.image), label, truth, scene.photograph)
 
     def score(self, answer, pair, encoding) -> dict[str, float]:
-        """Boundary F-score: the answer's strokes thinned to lines, matched within one pixel."""
+        """Boundary F-score: the answer's strokes thinned to lines, matched within a 64th of the side."""
         from skimage.morphology import thin
 
         lines, truth = thin(answer.astype(np.float32).mean(-1) > 127), pair.truth["edges"]

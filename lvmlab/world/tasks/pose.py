@@ -3,36 +3,36 @@
 import numpy as np
 
 from lvmlab.world import scenes, skeleton
-from lvmlab.world.tasks.base import BACKGROUNDS, Encoding, Pair, Task, to_uint8
-
-_OTHERS = ("navy", "maroon")  # dark enough for every bone's colour to stand out
+from lvmlab.world.encodings import BACKGROUNDS, Encoding, free_palette
+from lvmlab.world.tasks.base import Pair, Task, to_uint8
 
 
 class Pose(Task):
-    name, metric, trained, kind = "pose", "PCK@0.1", True, 2
+    name, metric, kind = "pose", "PCK@0.1", 2
 
-    def encoding(self, rng, held_out=False):
-        """Seven sentences of ten are OpenPose's colours on black; the rest another ground or left and right
-        exchanged.
-        """
+    def encoding(self, rng, laws, held_out=False):
+        """A palette and its ground, as the laws draw them; the held-out palette is on black."""
+        if laws.free_encodings and not held_out:
+            return free_palette(rng)
+        return self._listed(rng, held_out)
+
+    def _listed(self, rng, held_out):
+        """Seven sentences of ten are OpenPose's colours on black; the rest another ground or left and right exchanged."""
         palette, ground = "openpose", "black"
-        draw, other = rng.random(), str(rng.choice(_OTHERS))
+        draw, other = rng.random(), str(rng.choice(("navy", "maroon")))
         if held_out:
             palette = "turned"
         elif draw > 0.85:
             palette = "mirrored"
         elif draw > 0.7:
             ground = other
-        return Encoding(
-            f"{palette} on {ground}", options=(("palette", palette), ("ground", BACKGROUNDS[ground]))
-        )
+        options = (("palette", palette), ("ground", BACKGROUNDS[ground]))
+        return Encoding(f"{palette} on {ground}", options=options)
 
-    def pair(self, sources, split, size, encoding, rng) -> Pair:
-        scene = scenes.body_scene(sources, split, size, rng)
-        label = self.draw(scene.keypoints, size, encoding)
-        return Pair(
-            to_uint8(scene.image), label, {"keypoints": scene.keypoints, "box": scene.box}, scene.body
-        )
+    def pair(self, sources, split, laws, encoding, rng) -> Pair:
+        scene = scenes.body_scene(sources, split, laws, rng)
+        label = self.draw(scene.keypoints, laws.size, encoding)
+        return Pair(to_uint8(scene.image), label, scene.truth(sources), scene.body)
 
     def draw(self, keypoints, size, encoding):
         return skeleton.draw(keypoints, size, encoding.option("palette"), encoding.option("ground"))
@@ -54,13 +54,17 @@ class Pose(Task):
         }
 
     def floors(self, examples, query, encoding):
-        size, mean = query.image.shape[0], skeleton.mean_skeleton()
-        box = query.truth["box"]
-        found = {  # the query is no drawing of a skeleton, so copying it is no answer
-            "last label": examples[-1].label,
-            "mean skeleton": self.draw(box[:2] + mean * (box[2:] - box[:2]), size, encoding),
-        }
-        if all("box" in pair.truth for pair in examples):  # another task's examples show no bodies
-            boxes = np.mean([pair.truth["box"] for pair in examples], 0)
-            found["constant"] = self.draw(boxes[:2] + mean * (boxes[2:] - boxes[:2]), size, encoding)
+        # the query is no drawing of a skeleton, so copying it is no answer
+        found = {"last label": examples[-1].label}
+        # another task's examples show no bodies
+        if all("box" in pair.truth for pair in examples):
+            box = np.mean([pair.truth["box"] for pair in examples], 0)
+            found["constant"] = self._mean_skeleton(box, query, encoding)
         return found
+
+    def landmarks(self, examples, query, encoding):
+        return {"mean skeleton": self._mean_skeleton(query.truth["box"], query, encoding)}
+
+    def _mean_skeleton(self, box, query, encoding):
+        points = box[:2] + skeleton.mean_skeleton() * (box[2:] - box[:2])
+        return self.draw(points, query.image.shape[0], encoding)

@@ -13,9 +13,7 @@ def median(picture: np.ndarray) -> np.ndarray:
 
 
 class Restoration(Task):
-    """``degrade`` is all that a task adds. Scored by PSNR in dB, SSIM beside it; the source is the
-    photograph.
-    """
+    """``degrade`` is all that a task adds. Scored by PSNR in dB, SSIM beside it; the source is the photograph."""
 
     metric = "PSNR"
 
@@ -23,9 +21,10 @@ class Restoration(Task):
         """(S, S, 3) in [0, 1] to its degraded copy and what the score needs to know."""
         raise NotImplementedError
 
-    def pair(self, sources, split, size, encoding, rng) -> Pair:
-        scene = scenes.objects_scene(sources, split, size, rng)
+    def pair(self, sources, split, laws, encoding, rng) -> Pair:
+        scene = scenes.objects_scene(sources, split, laws, rng)
         degraded, truth = self.degrade(scene.image, encoding, rng)
+        truth = truth | scene.truth(sources)
         return Pair(to_uint8(degraded), to_uint8(scene.image), truth, scene.photograph)
 
     def score(self, answer, pair, encoding) -> dict[str, float]:

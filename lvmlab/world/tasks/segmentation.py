@@ -3,20 +3,21 @@
 import numpy as np
 
 from lvmlab.world import scenes
-from lvmlab.world.tasks.base import Encoding, Pair, Task, iou, paint, read_mask, to_uint8, two_colours
+from lvmlab.world.encodings import Encoding, two_colours
+from lvmlab.world.tasks.base import Pair, Task, iou, paint, read_mask, to_uint8
 
 
 class Segmentation(Task):
-    name, metric, trained, conflicting, kind = "segmentation", "IoU", True, True, 1
+    name, metric, conflicting, kind = "segmentation", "IoU", True, 1
 
-    def encoding(self, rng, held_out=False):
-        return two_colours(rng, held_out)
+    def encoding(self, rng, laws, held_out=False):
+        return two_colours(rng, laws, held_out)
 
-    def pair(self, sources, split, size, encoding, rng) -> Pair:
-        scene = scenes.objects_scene(sources, split, size, rng)
+    def pair(self, sources, split, laws, encoding, rng) -> Pair:
+        scene = scenes.objects_scene(sources, split, laws, rng)
         mask = np.clip(np.sum(scene.masks, 0), 0, 1)
-        largest = max(zip(scene.masks, scene.placed, strict=True), key=lambda item: item[0].sum())[1]
-        return Pair(to_uint8(scene.image), paint(mask, encoding), {"mask": mask}, largest.sprite.family)
+        truth = {"mask": mask} | scene.truth(sources)
+        return Pair(to_uint8(scene.image), paint(mask, encoding), truth, scene.largest.family)
 
     def score(self, answer, pair, encoding) -> dict[str, float]:
         return {"IoU": iou(read_mask(answer, encoding), pair.truth["mask"] > 0.5)}
