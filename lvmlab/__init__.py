@@ -15,13 +15,15 @@ _HOMES = {
     "Prompt": "lvmlab.model.prompting",
     "complete": "lvmlab.model.prompting",
     "sentence": "lvmlab.world.sentences",
+    "images": "lvmlab.utils.images",  # a module
 }
 __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str):
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        home = importlib.import_module(_HOMES[name])
+        return home if home.__name__.endswith(f".{name}") else getattr(home, name)
     raise AttributeError(f"module 'lvmlab' has no attribute {name!r}")
 
 

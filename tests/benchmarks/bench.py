@@ -1,4 +1,4 @@
-"""Speeds against named alternatives: `make bench`, or `python -m lvmlab bench --names ENTRY ...`.
+"""Speeds against named alternatives: `make bench`, or `lvmlab bench --names ENTRY ...`.
 
 Both sides of a row are measured in one process (where they are no processes themselves), in turn, on the same
 inputs. A new

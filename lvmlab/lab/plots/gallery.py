@@ -38,7 +38,7 @@ def gallery(
         path = part_path(folder, name, fingerprint, tokenizer, job)
         if not path.is_file():
             raise FileNotFoundError(
-                f"{folder} holds no answers of {name} to {job.task}: run `python -m lvmlab evaluate` first"
+                f"{folder} holds no answers of {name} to {job.task}: run `lvmlab evaluate` first"
             )
         part, asked = json.loads(path.read_text()), prompts(job)
         chosen = worst(np.array(part["scores"]), [s.pairs[-1].source for s in asked], count)
