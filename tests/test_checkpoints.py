@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lvmlab import LVM, Tokenizer
-from lvmlab.model.prompting import complete_tokens
+from lvmlab.model.generation import complete_tokens
 from lvmlab.tokenizer.tokenizer import CheckpointError
 
 SIZE = 32
@@ -601,7 +601,7 @@ def test_code_0_is_an_ordinary_code_of_a_sentence(tmp_path, form):
     ids[:, 5:9] = 0
     expected = restated.logits(ids, state, HEADS, 1e-5 if form == "delvm_training" else 1e-6)
     same(logits(lvm, ids), expected)
-    same(lvm.loss(ids).detach(), F.cross_entropy(expected[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+    same(lvm(ids, ids).detach(), F.cross_entropy(expected[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
 
 
 @pytest.mark.parametrize("form", ["delvm_exported", "delvm_vit", "delvm_training", "lvm_llama"])

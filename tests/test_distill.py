@@ -17,7 +17,8 @@ from lvmlab.distillation import teacher
 from lvmlab.distillation.objectives import Objective, Online
 from lvmlab.distillation.teacher import Frozen, freeze, write_cache
 from lvmlab.model.config import LVM_PRESETS
-from lvmlab.model.lvm import LVM, cross_entropy
+from lvmlab.model.loss import cross_entropy
+from lvmlab.model.lvm import LVM
 from lvmlab.training.loop import TrainConfig
 from lvmlab.training.lvm import LVMRecipe, SentenceSampler, load_lvm, train_lvm
 
@@ -85,7 +86,7 @@ def test_an_objective_is_its_formula(given, objective, monkeypatch):
     expected = by_hand(objective, *given)
     whole = distill.criterion(objective, word)(hidden, head, targets, weights)
     assert whole.item() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr("lvmlab.model.lvm.CHUNK", 5 * CODES)  # three chunks
+    monkeypatch.setattr("lvmlab.model.loss.CHUNK", 5 * CODES)  # three chunks
     trained = hidden.clone().requires_grad_()
     parted = distill.criterion(objective, word)(trained, head, targets, weights)
     assert parted.item() == pytest.approx(expected, rel=1e-5)

@@ -82,7 +82,7 @@ def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
         weights = torch.zeros(tokens.shape).index_fill(
             1, torch.arange(tokens.shape[1] - 64, tokens.shape[1]), 1.0
         )
-        assert loss == pytest.approx(lvm.loss(tokens, weights).item(), rel=1e-4)
+        assert loss == pytest.approx(lvm(tokens, tokens, weights).item(), rel=1e-4)
     guessed = [
         (lvm(ev.encoded(tokenizer, [s])[:, :-1]).argmax(-1)[:, -64:] == ev.encoded(tokenizer, [s])[:, -64:])
         .float()

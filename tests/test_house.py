@@ -137,8 +137,6 @@ def statements(tree):
 LONG_FILES = {
     "data.readers",
     "evaluation.scoring",
-    "model.lvm",
-    "model.prompting",
     "training.lvm",
     "training.tokenizer",
 }

@@ -11,9 +11,9 @@ from transformers import LlamaForCausalLM
 
 from lvmlab.data.mixture import Mixture
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
+from lvmlab.model.generation import complete_tokens
 from lvmlab.model.lora import SCALE, adapt, merge
 from lvmlab.model.lvm import LVM
-from lvmlab.model.prompting import complete_tokens
 from lvmlab.training.checkpoints import load_checkpoint
 from lvmlab.training.loop import TrainConfig
 from lvmlab.training.lvm import LVMRecipe, export_lvm, load_lvm, train_lvm

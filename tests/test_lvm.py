@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
+from lvmlab.model.initialisation import init_from_codebook, init_from_grid
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import CheckpointError, Tokenizer
 from lvmlab.utils import paths
@@ -87,17 +88,17 @@ def test_a_wrong_shape_names_its_field(shape):
 def test_loss_is_that_of_transformers_and_code_0_is_a_target(lvm):
     tokens = sentences()
     tokens[:, 7] = 0
-    torch.testing.assert_close(lvm.loss(tokens), lvm.llama(input_ids=tokens, labels=tokens).loss)
+    torch.testing.assert_close(lvm(tokens, tokens), lvm.llama(input_ids=tokens, labels=tokens).loss)
     only = torch.zeros(tokens.shape)
     only[:, 7] = 1
-    torch.testing.assert_close(lvm.loss(tokens, only), -lvm(tokens)[:, 6].log_softmax(-1)[:, 0].mean())
+    torch.testing.assert_close(lvm(tokens, tokens, only), -lvm(tokens)[:, 6].log_softmax(-1)[:, 0].mean())
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss_and_every_gradient_equal_plain_cross_entropy(lvm, weighted):
     tokens = sentences()
     weights = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) if weighted else None
-    loss = lvm.loss(tokens, weights)
+    loss = lvm(tokens, tokens, weights)
     loss.backward()
     ours = {name: p.grad.clone() for name, p in lvm.named_parameters()}
     assert all(g.abs().sum() > 0 for g in ours.values())
@@ -116,13 +117,13 @@ def test_loss_under_bf16_is_fp32_and_close(lvm, weighted):
     tokens = sentences()
     weights = torch.ones(tokens.shape) if weighted else None
     with torch.autocast("cpu", torch.bfloat16):
-        loss = lvm.loss(tokens, weights)
+        loss = lvm(tokens, tokens, weights)
     loss.backward()
-    assert loss.dtype == torch.float32 and abs(loss.item() - lvm.loss(tokens).item()) < 5e-3
+    assert loss.dtype == torch.float32 and abs(loss.item() - lvm(tokens, tokens).item()) < 5e-3
 
 
 def test_more_logits_than_a_chunk_are_never_held(monkeypatch):
-    monkeypatch.setattr("lvmlab.model.lvm.CHUNK", 8 * 128 * 4096 // 4)
+    monkeypatch.setattr("lvmlab.model.loss.CHUNK", 8 * 128 * 4096 // 4)
 
     class Largest(TorchDispatchMode):
         numel = 0
@@ -136,8 +137,8 @@ def test_more_logits_than_a_chunk_are_never_held(monkeypatch):
 
     lvm, tokens = LVM.from_shape("tiny", vocab_size=4096), sentences(8, 129, 4096)
     with Largest() as held:
-        lvm.loss(tokens).backward()
-        lvm.loss(tokens, torch.ones(tokens.shape)).backward()
+        lvm(tokens, tokens).backward()
+        lvm(tokens, tokens, torch.ones(tokens.shape)).backward()
     assert held.numel <= 8 * 128 * 4096 / 4
 
 
@@ -156,7 +157,7 @@ def test_more_logits_than_a_chunk_are_never_held(monkeypatch):
 )
 def test_bad_tokens_are_refused(lvm, tokens, message):
     with pytest.raises(ValueError, match=message):
-        lvm.loss(tokens)
+        lvm(tokens, tokens)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_bad_tokens_are_refused(lvm, tokens, message):
 )
 def test_bad_weights_are_refused(lvm, weights):
     with pytest.raises(ValueError, match="weights"):
-        lvm.loss(sentences(), weights)
+        lvm(sentences(), sentences(), weights)
 
 
 def test_saved_and_loaded_it_is_the_same_here_and_in_plain_transformers(lvm, saved):
@@ -299,20 +300,20 @@ def test_codes_that_look_alike_start_alike_in_embedding_and_head():
     codebook[1] = codebook[0] + 0.01
     lvm = LVM.from_shape("tiny", vocab_size=64)
     before = lvm.llama.lm_head.weight.std().item()
-    lvm.start_from_codebook(codebook)
+    init_from_codebook(lvm, codebook)
     for rows in (lvm.llama.model.embed_tokens.weight, lvm.llama.lm_head.weight):
         near, far = (rows[1] - rows[0]).norm().item(), (rows[2:] - rows[0]).norm(dim=1).min().item()
         assert near < 0.1 * far and rows.requires_grad
     assert abs(lvm.llama.lm_head.weight.std().item() / before - 1) < 0.05
     with pytest.raises(ValueError, match="65, 8"):
-        lvm.start_from_codebook(torch.zeros(65, 8))
+        init_from_codebook(lvm, torch.zeros(65, 8))
 
 
 def test_heads_start_at_the_place_about_to_be_written():
     shape = LVMConfig(
         dim=64, n_layers=2, n_heads=2, ffn_dim=64, max_seq_len=256, vocab_size=64, attention_bias=True
     )
-    lvm = LVM.from_shape(shape).start_from_grid(16)
+    lvm = init_from_grid(LVM.from_shape(shape), 16)
     lvm.llama.set_attn_implementation("eager")
     tokens = torch.randint(0, 64, (2, 128), generator=torch.Generator().manual_seed(0))
     maps = lvm.llama.model(input_ids=tokens, output_attentions=True).attentions
@@ -321,4 +322,4 @@ def test_heads_start_at_the_place_about_to_be_written():
     )  # the first head: 15 back is the next token's place in the picture before
     assert (looked == torch.arange(32, 128) - 15).float().mean() > 0.9
     with pytest.raises(ValueError, match="biases"):
-        LVM.from_shape("tiny").start_from_grid(16)
+        init_from_grid(LVM.from_shape("tiny"), 16)

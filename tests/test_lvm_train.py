@@ -11,6 +11,7 @@ from stores import write_store
 
 from lvmlab.data.mixture import Mixture
 from lvmlab.model.config import LVM_PRESETS
+from lvmlab.model.initialisation import init_from_grid
 from lvmlab.model.lvm import LVM
 from lvmlab.training.checkpoints import TrainingError
 from lvmlab.training.loop import TrainConfig
@@ -87,9 +88,9 @@ def test_what_is_read_is_disturbed_and_what_is_to_be_written_is_not():
     )
     logits = lvm(read)[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    assert lvm.loss(tokens, read=read).item() == pytest.approx(expected.item(), abs=1e-4)
-    with pytest.raises(ValueError, match=r"read has shape \(2, 31\)"):
-        lvm.loss(tokens, read=read[:, 1:])
+    assert lvm(read, tokens).item() == pytest.approx(expected.item(), abs=1e-4)
+    with pytest.raises(ValueError, match=r"inputs \(2, 31\)"):
+        lvm(read[:, 1:], tokens)
 
 
 @pytest.mark.slow
@@ -219,7 +220,7 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
             tokens_per_image=4,
             progress=False,
         )
-    assert LVM.from_shape("mini-student").start_from_grid(64).shape == "mini-student"
+    assert init_from_grid(LVM.from_shape("mini-student"), 64).shape == "mini-student"
 
 
 @pytest.mark.slow
@@ -344,7 +345,7 @@ def test_attention_by_blocks_is_causal_attention(length):
 
 
 def test_a_model_gives_the_same_logits_by_blocks_and_still_decodes():
-    from lvmlab.model.prompting import complete_tokens
+    from lvmlab.model.generation import complete_tokens
     from lvmlab.training.cpu_attention import NAME
 
     lvm = LVM.from_shape("tiny", seed=3)

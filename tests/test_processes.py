@@ -98,8 +98,8 @@ SHARDED = textwrap.dedent("""
     for step in range(first, first + 3):
         tokens = torch.randint(t.SMALL.vocab_size, (4, 64), generator=torch.Generator().manual_seed(0)).chunk(ranks)[rank]
         with torch.no_grad():  # the whole forward goes through the sharded module, which gathers its weights for it
-            word = teacher(tokens, criterion=lambda hidden, head, *_: Online(hidden, getattr(head, "full_tensor", lambda: head)().clone()))
-        loss = student(tokens, criterion=criterion(Objective(), word))
+            word = teacher(tokens, tokens, loss_fn=lambda hidden, head, *_: Online(hidden, getattr(head, "full_tensor", lambda: head)().clone()))
+        loss = student(tokens, tokens, loss_fn=criterion(Objective(), word))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -4,8 +4,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lvmlab.model import prompting
 from lvmlab.model.config import LVMConfig
+from lvmlab.model.generation import Prefilled, Sampling, complete_tokens
 from lvmlab.model.lvm import LVM
-from lvmlab.model.prompting import Prompt, complete, complete_tokens, encode_prompts
+from lvmlab.model.prompting import Prompt, complete, encode_prompts
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.images import ImageError
 
@@ -161,15 +162,17 @@ def test_the_prompt_is_read_once(lvm, monkeypatch):
 
 
 def test_one_reading_serves_many_answers_and_may_be_left_in_the_middle(lvm):
-    ready, tokens = prompting.Prefilled(lvm, rows(), N, answers=3), complete_tokens(lvm, rows(), N).tokens
-    for step in ready.stream(N, sample=True, generator=seeded(), answers=3):
+    ready, tokens = Prefilled(lvm, rows(), N, answers=3), complete_tokens(lvm, rows(), N).tokens
+    for step in ready.stream(N, Sampling(sample=True, generator=seeded(), answers=3)):
         if step.ids.shape == (4, 3):
             break
     steps = list(ready.stream(N))
     assert torch.equal(torch.stack([s.ids for s in steps], -1), tokens)
-    assert torch.allclose(steps[5].log.logsumexp(-1), torch.zeros(4, 1), atol=1e-5)
+    assert torch.allclose(steps[5].log_probs.logsumexp(-1), torch.zeros(4, 1), atol=1e-5)
     again = [
-        torch.stack([s.ids for s in ready.stream(N, sample=True, generator=seeded(), answers=3)], -1)
+        torch.stack(
+            [s.ids for s in ready.stream(N, Sampling(sample=True, generator=seeded(), answers=3))], -1
+        )
         for _ in range(2)
     ]
     assert torch.equal(*again)
@@ -194,7 +197,7 @@ def test_large_models_and_others_than_llama_decode_by_their_own_forward(lvm, mon
     from lvmlab.model import decoder as decode
 
     fast = complete_tokens(lvm, rows(), N, sample=True, generator=seeded(), answers=3)
-    monkeypatch.setattr(decode, "FUSED", 0)
+    monkeypatch.setattr(decode, "MAX_FUSED", 0)
     object.__setattr__(lvm, "_decoder", (None,))
     slow = complete_tokens(lvm, rows(), N, sample=True, generator=seeded(), answers=3)
     object.__setattr__(lvm, "_decoder", (None,))
@@ -216,6 +219,27 @@ def test_changed_weights_are_seen():
         after.logprobs[:, 0], log.gather(2, after.tokens[:, 0, :, None])[..., 0], atol=1e-4, rtol=1e-4
     )
     assert not torch.allclose(before, after.logprobs)
+
+
+def test_answers_between_training_steps_are_those_of_the_weights_as_they_are():
+    """Neither a fused optimiser nor a write to .data raises the version counters of parameters."""
+    lvm = LVM.from_shape("tiny", seed=1, vocab_size=CODES)
+    optimizer = torch.optim.AdamW(lvm.parameters(), lr=0.1, fused=True)
+    before = complete_tokens(lvm, rows(2), N).logprobs
+    for step in range(3):
+        lvm(rows(2, seed=step), rows(2, seed=step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 2:
+            lvm.llama.model.norm.weight.data.mul_(2)
+        after = complete_tokens(lvm, rows(2), N)
+        with torch.no_grad():
+            log = lvm(torch.cat([rows(2), after.tokens[:, 0]], 1))[:, 3 * N - 1 : -1].log_softmax(-1)
+        torch.testing.assert_close(
+            after.logprobs[:, 0], log.gather(2, after.tokens[:, 0, :, None])[..., 0], atol=1e-4, rtol=1e-4
+        )
+        assert not torch.allclose(before, after.logprobs)
+        before = after.logprobs
 
 
 def test_unused_ids_are_never_answered():
@@ -242,6 +266,10 @@ def test_it_fills_the_context_exactly_and_no_more(lvm):
         ({"answers": 0}, "answers=0"),
         ({"sample": True}, "generator=torch.Generator"),
         ({"sample": True, "generator": seeded(), "temperature": 0}, "temperature=0"),
+        ({"sample": True, "generator": seeded(), "temperature": 1e-40}, "temperature=1e-40: give a number"),
+        ({"sample": True, "generator": seeded(), "temperature": "0.7"}, "temperature='0.7': give a number"),
+        ({"sample": True, "generator": seeded(), "top_p": "0.9"}, "top_p='0.9': give a number"),
+        ({"sample": True, "generator": 3}, "generator=torch.Generator"),
         ({"sample": True, "generator": seeded(), "top_k": 0}, "top_k=0"),
         ({"sample": True, "generator": seeded(), "top_p": 1.5}, "top_p=1.5"),
     ],

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from lvmlab.evaluation import sensitivity
+from lvmlab.evaluation.inspection import alternatives, attention
 from lvmlab.evaluation.scoring import Job, encoded, prompts
 from lvmlab.lab.plots import studio as figures
 from lvmlab.lab.studio.session import Session
 from lvmlab.lab.studio.studio import Studio
 from lvmlab.model.config import LVMConfig
+from lvmlab.model.generation import complete_tokens, label_ids
 from lvmlab.model.lvm import LVM
-from lvmlab.model.prompting import alternatives, attention, complete_tokens, label_ids
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
 
@@ -133,7 +134,7 @@ def test_labels_take_the_papers_colours_whether_drawn_or_painted(session):
 def test_another_token_leaves_what_came_before_it_and_changes_what_follows(session):
     first = answered(session, sample=True, answers=2, seed=1)
     place, before = 5, first.of("ids")[1]
-    code = int(first.of("log")[1, place].argsort()[-5])
+    code = int(first.of("log_probs")[1, place].argsort()[-5])
     *_, second = session.choose(1, place, code)
     after = second.of("ids")[0]
     assert (
@@ -149,7 +150,7 @@ def test_another_token_leaves_what_came_before_it_and_changes_what_follows(sessi
         top_k=1,
         generator=torch.Generator(),
     )
-    assert second.steps[place + 1].log[0, 0].argmax() == again.tokens[0, 0, 0], (
+    assert second.steps[place + 1].log_probs[0, 0].argmax() == again.tokens[0, 0, 0], (
         "the rest is told by the chosen token"
     )
     session.back()
@@ -200,7 +201,7 @@ def test_attention_is_that_of_the_position_that_predicts(models, tokenizer):
 
 def test_alternatives_are_the_likeliest_codes_drawn_where_they_would_stand(session, tokenizer):
     found = answered(session)
-    ids, likely, patches = alternatives(tokenizer, found.of("ids")[0], 0, found.of("log")[0, 0], 4)
+    ids, likely, patches = alternatives(tokenizer, found.of("ids")[0], 0, found.of("log_probs")[0, 0], 4)
     assert ids[0] == found.of("ids")[0, 0] and (likely.diff() <= 0).all() and patches.shape == (4, 12, 12, 3)
     assert torch.allclose(likely[0].log(), found.of("logprobs")[0, 0])
     assert np.array_equal(patches[0], session.pictures(found)[0][:12, :12]) and not np.array_equal(

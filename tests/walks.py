@@ -43,7 +43,7 @@ def walk(call: Callable[[], object]) -> dict[str, int]:
 
 def one_answer() -> Callable[[], object]:
     """`complete` on one prompt of three examples."""
-    tokenizer, lvm = Tokenizer.from_preset("tiny"), LVM.from_shape("tiny", vocab=16)
+    tokenizer, lvm = Tokenizer.from_preset("tiny"), LVM.from_shape("tiny", vocab_size=16)
     pictures = torch.rand(7, 3, 16, 16)
     prompt = Prompt([(pictures[i], pictures[i + 1]) for i in (0, 2, 4)], pictures[6])
     return lambda: complete(lvm, tokenizer, prompt)
@@ -78,7 +78,7 @@ def one_score() -> Callable[[], object]:
     from lvmlab.evaluation.scoring import Job, evaluate
 
     tokenizer = Tokenizer.from_pretrained("mini")
-    lvm = LVM.from_shape("tiny", vocab=tokenizer.codebook_size)
+    lvm = LVM.from_shape("tiny", vocab_size=tokenizer.codebook_size)
     lvm.config.max_position_embeddings = 1024
     job = Job("segmentation", prompts=2, split="val")
     return lambda: evaluate({"tiny": lvm}, tokenizer, [job], progress=False)

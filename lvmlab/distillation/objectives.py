@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvmlab.model.lvm import in_chunks, logits
+from lvmlab.model.loss import in_chunks, logits
 from lvmlab.utils.checks import check_fields
 
 AMOUNTS = {"js": 0.5, "skew": 0.1, "smoothing": 0.1}
@@ -155,13 +155,13 @@ def criterion(
     weights: Tensor | None = None,
     projection: nn.Module | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The objective as `lvmlab.model.lvm.cross_entropy` is called: (hidden (M, d), head (codes, d), targets
+    """The objective as `lvmlab.model.loss.cross_entropy` is called: (hidden (M, d), head (codes, d), targets
     (M,), weights (M,)) to a scalar.
 
     word: the teacher's, of the same M tokens. weights: (M,) of the divergence, None those of the cross
         entropy; tokens of weight 0 are
     left out. projection: of the student's hidden states to the teacher's width, for "hidden". Logits are held
-    as `lvmlab.model.lvm.in_chunks`
+    as `lvmlab.model.loss.in_chunks`
     says. Raises ValueError where the word does not support the objective.
     """
     check(objective, word)

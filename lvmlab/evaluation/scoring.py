@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lvmlab.model.generation import complete_tokens, label_ids
 from lvmlab.model.lvm import LVM
-from lvmlab.model.prompting import complete_tokens, label_ids
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.checks import check_fields
 from lvmlab.utils.files import write_file

@@ -1,11 +1,10 @@
-"""One token after another, fast: a prompt is read once, its keys and values kept, and each step is a few
-fused operations a layer.
+"""Decoding one token after another: a prompt is read once into a KV cache, and each step is a few fused
+operations.
 
-At these sizes a step's time goes into calling modules, not into arithmetic: here q, k and v are one product,
-gate and up another, rotary positions
-one complex multiplication (rows of q and k are laid so that its pairs are neighbours, which changes no score;
-v is turned by nothing), a norm four
-operations, and memory is set aside once.
+At these sizes a step's time goes into calling modules, not into arithmetic. `FusedDecoder` multiplies q, k
+and v at once, and gate and up at once. Rotary positions are one complex multiplication: rows of q and k are
+reordered so that its pairs are neighbours, which changes no attention score, and values get no rotary
+embedding. The cache's memory is allocated once.
 """
 
 import math
@@ -17,203 +16,236 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from lvmlab.model.lvm import LVM
 
-# parameters up to which weights are kept fused beside the model's own: beyond, reading them is what takes the
+# parameters up to which the fused weights are held beside the model's own; beyond, reading weights takes the
 # time
-FUSED = 600e6
+MAX_FUSED = 600e6
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes, to sum the bits of weights
 
 
-def decoder(lvm: LVM) -> "Plain":
-    """What decodes for a model: kept with it, and made anew where its weights have changed."""
-    state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in lvm.parameters())
-    if getattr(lvm, "_decoder", (None,))[0] != state:
-        kind = Lean if lvm.num_parameters <= FUSED and _simple(lvm) else Plain
-        object.__setattr__(lvm, "_decoder", (state, kind(lvm)))  # no part of the module
+def decoder_of(lvm: LVM) -> "HFDecoder":
+    """The model's decoder: the fused one where it can be, held with the model until its weights change."""
+    key = weights_key(lvm)
+    if getattr(lvm, "_decoder", (None,))[0] != key:
+        count = sum(p.numel() for p in lvm.parameters())
+        kind = FusedDecoder if count <= MAX_FUSED and _can_fuse(lvm) else HFDecoder
+        object.__setattr__(lvm, "_decoder", (key, kind(lvm)))  # no part of the module's state
     return lvm._decoder[1]
 
 
-def _simple(lvm: LVM) -> bool:
-    """Whether it is a LLaMA as ours are: `transformers` has others by the same name."""
-    c, plain = (
-        lvm.config,
-        type(lvm.llama.model.layers[0].self_attn.q_proj) is nn.Linear,
-    )  # adapters are no part of its weight
-    return (
-        plain
-        and c.model_type == "llama"
-        and c.num_key_value_heads == c.num_attention_heads == c.hidden_size / c.head_dim
-        and c.rope_parameters["rope_type"] == "default"
-        and c.hidden_act == "silu"
-        and not c.mlp_bias
-    )
+def weights_key(lvm: LVM) -> tuple:
+    """What is equal while the weights are: the place and the sum of the bits of each parameter.
+
+    Parameters' version counters do not do: fused optimisers and writes to ``.data`` leave them as they are.
+    The sums read every weight once, a small part of the time that reading a prompt takes.
+    """
+    parameters = list(lvm.parameters())
+    bits = [p.detach().view(INTEGERS[p.element_size()]).sum() for p in parameters]
+    return tuple(p.data_ptr() for p in parameters), tuple(torch.stack(bits).tolist())
 
 
-class Plain:
-    """Any causal model of `transformers`, by its own forward."""
+class KVCache:
+    """Keys and values of every layer, in memory that is allocated once.
 
-    order: Tensor | slice = slice(None)  # how the numbers of a key are laid
+    Several answers to one prompt are written side by side, token by token: first tokens of all answers, then
+        second
+    ones, ...
+
+    Args:
+        prompt: Of each layer (B, 2 * heads, T, head width): the prompt's keys, then its values.
+        max_new_tokens: Tokens to come after the prompt, of all answers together.
+    """
+
+    def __init__(self, prompt: list[Tensor], max_new_tokens: int):
+        self.prompt_length = self.length = prompt[0].shape[2]
+        self.layers = [
+            torch.cat([x, x.new_empty(*x.shape[:2], max_new_tokens, x.shape[3])], 2) for x in prompt
+        ]
+
+    def write(self, layer: int, new: Tensor) -> list[Tensor]:
+        """Appends keys and values (B, 2 * heads, A, head width) of a step; returns all keys and values."""
+        values, end = self.layers[layer], self.length + new.shape[2]
+        values[:, :, self.length : end] = new
+        return values[:, :, :end].chunk(2, 1)
+
+    def position(self, answers: int) -> int:
+        """The position in its sentence of the next token of each answer."""
+        return self.prompt_length + (self.length - self.prompt_length) // answers
+
+    def mask(self, ids: Tensor) -> Tensor | None:
+        """Which keys each of the tokens ids (B, A) attends to: the prompt's and those of its own answer.
+
+        Returns:
+            (B, 1, A, keys) bool, or None for one answer, which attends to all.
+        """
+        rows, answers = ids.shape
+        if answers == 1:
+            return None
+        steps = (self.length - self.prompt_length) // answers + 1
+        own = torch.eye(answers, dtype=torch.bool, device=ids.device).repeat(1, steps)  # (A, steps * A)
+        return torch.cat([own.new_ones(answers, self.prompt_length), own], 1).expand(rows, 1, -1, -1)
+
+    def rewind(self) -> None:
+        """Drops everything after the prompt."""
+        self.length = self.prompt_length
+
+
+class HFDecoder:
+    """Decodes with the model's own forward: any causal model of `transformers`."""
+
+    key_order: Tensor | slice = slice(None)  # the order of a key's channels in the cache
 
     def __init__(self, lvm: LVM):
-        self.model, self.head = lvm.llama.model, lvm.llama.lm_head.weight[: lvm.codebook_size]
-        self.count, self.kept = (
-            lvm.config.num_hidden_layers,
-            self.head.dtype,
-        )  # layers, and how keys and values are kept
+        self.model = lvm.llama.model
+        self.head = lvm.llama.lm_head.weight[: lvm.codebook_size]
+        self.n_layers = lvm.config.num_hidden_layers
+        self.cache_dtype = self.head.dtype
 
-    def prefill(self, tokens: Tensor, room: int) -> tuple["Memory", Tensor]:
-        """Reads prompts (B, T), with ``room`` for so many tokens after them: their memory, and the last
-        hidden states (B, 1, width).
+    def prefill(self, tokens: Tensor, max_new_tokens: int) -> tuple[KVCache, Tensor]:
+        """Reads prompts.
+
+        Args:
+            tokens: (B, T) int64.
+            max_new_tokens: Tokens to come, of all answers together.
+
+        Returns:
+            The cache, and the logits (B, 1, codes) of the token after each prompt.
         """
-        cache = Cache(layers=[DynamicLayer() for _ in range(self.count)])
+        cache = Cache(layers=[DynamicLayer() for _ in range(self.n_layers)])
         hidden = self.model(input_ids=tokens, cache=cache, use_cache=True).last_hidden_state[:, -1:]
-        return Memory(
-            [
-                torch.cat([layer.keys[..., self.order], layer.values], 1).to(self.kept)
-                for layer in cache.layers
-            ],
-            room,
-        ), hidden
+        prompt = [
+            torch.cat([layer.keys[..., self.key_order], layer.values], 1).to(self.cache_dtype)
+            for layer in cache.layers
+        ]
+        return KVCache(prompt, max_new_tokens), self.logits(hidden)
 
-    def step(self, ids: Tensor, place: int | Tensor, memory: "Memory", mask: Tensor | None = None) -> Tensor:
-        """The hidden states (B, A, width) of tokens (B, A) that stand at ``place``, one for all or (A,);
-        ``mask`` (B or 1, 1, A, keys) says what
-        each sees."""
-        cache = Cache(layers=[_Kept(memory, i) for i in range(self.count)])
-        places = torch.as_tensor(place, device=ids.device).expand(1, ids.shape[1])
+    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Appends one token to each answer; the logits (B, A, codes) of the next. ids: (B, A) int64."""
+        layers = Cache(layers=[_CacheLayer(cache, i) for i in range(self.n_layers)])
+        position = torch.as_tensor(cache.position(ids.shape[1]), device=ids.device).expand(1, ids.shape[1])
         hidden = self.model(
-            input_ids=ids, cache=cache, use_cache=True, position_ids=places, attention_mask=mask
+            input_ids=ids, cache=layers, use_cache=True, position_ids=position, attention_mask=cache.mask(ids)
         ).last_hidden_state
-        memory.filled += ids.shape[1]
-        return hidden
+        cache.length += ids.shape[1]
+        return self.logits(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Over the codes alone, fp32: unused ids of the vocabulary are never an answer."""
+        """Over the codes alone, in fp32: unused ids of the vocabulary are never an answer."""
         return F.linear(hidden, self.head).float()
 
 
-class _Kept(DynamicLayer):
-    """A layer of a `Memory` as transformers writes to it."""
-
-    def __init__(self, memory: "Memory", layer: int):
-        super().__init__()
-        self.memory, self.layer, self.is_initialized = memory, layer, True
-        self.keys, self.values = memory.store[layer][:, :, : memory.filled].chunk(2, 1)
-
-    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = self.memory.write(self.layer, torch.cat([keys, values], 1))
-        return self.keys, self.values
-
-
-class Lean(Plain):
-    """A LLaMA's weights as its decode step uses them, in the model's own precision."""
+class FusedDecoder(HFDecoder):
+    """Decodes a LLaMA with fused copies of its weights, in the model's own precision."""
 
     def __init__(self, lvm: LVM):
         super().__init__(lvm)
-        model, config, width = lvm.llama.model, lvm.config, lvm.config.hidden_size
-        self.kept = (
-            torch.float32 if lvm.device.type == "cpu" else self.kept
-        )  # its kernel for bf16 takes several times as long for one query
-        self.heads, self.half = config.num_attention_heads, width // config.num_attention_heads // 2
-        rate = config.rope_parameters["rope_theta"] ** (
-            -torch.arange(self.half, device=lvm.device) / self.half
-        )
-        angle = torch.arange(lvm.max_seq_len, device=lvm.device)[:, None, None, None] * rate
-        turns = torch.polar(torch.ones_like(angle), angle)
-        self.turns = torch.cat(
-            [turns, turns, torch.ones_like(turns)], 1
-        )  # (context, q and k and v, 1, head width / 2)
-        self.order = (
-            torch.arange(2 * self.half, device=lvm.device).view(2, -1).T.flatten()
-        )  # the halves' pairs as neighbours
-        rows = (torch.arange(self.heads, device=lvm.device)[:, None] * 2 * self.half + self.order).flatten()
-        # x / sqrt(mean(x^2) + eps) is sqrt(width) x / hypot(|x|, sqrt(width eps)): the first factor goes into
-        # the norm's weight
-        self.root, self.least = (
-            math.sqrt(width),
-            torch.tensor(math.sqrt(config.rms_norm_eps * width), device=lvm.device),
-        )
-        self.layers = [self._layer(layer, rows) for layer in model.layers]
-        self.norm, self.embedding, self.across = (
-            model.norm.weight * self.root,
-            model.embed_tokens.weight,
-            _across(self.head),
-        )
+        model, config, device = lvm.llama.model, lvm.config, lvm.device
+        if device.type == "cpu":  # its attention in bf16 takes several times as long for one query
+            self.cache_dtype = torch.float32
+        self.n_heads = config.num_attention_heads
+        self.half = config.hidden_size // self.n_heads // 2
 
-    def _layer(self, layer, rows: Tensor) -> tuple[Tensor, ...]:
-        a, m = layer.self_attn, layer.mlp
-        q, k, v, o = (
-            torch.zeros_like(p.weight[:, 0]) if p.bias is None else p.bias
-            for p in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)
+        # rotary angles of every position, for q and k; values are multiplied by 1
+        rate = config.rope_parameters["rope_theta"] ** (-torch.arange(self.half, device=device) / self.half)
+        angle = torch.arange(lvm.max_seq_len, device=device)[:, None, None, None] * rate
+        rotation = torch.polar(torch.ones_like(angle), angle)
+        unit = torch.ones_like(rotation)
+        self.rotation = torch.cat([rotation, rotation, unit], 1)  # (max_seq_len, q k v, 1, half)
+
+        # transformers rotates channel i with channel i + half: here the two become neighbours
+        self.key_order = torch.arange(2 * self.half, device=device).view(2, -1).T.flatten()
+        heads = torch.arange(self.n_heads, device=device)[:, None] * 2 * self.half
+        rows = (heads + self.key_order).flatten()
+
+        # x / sqrt(mean(x^2) + eps) is sqrt(dim) x / hypot(|x|, sqrt(dim eps)): the first factor goes into the
+        # weight
+        self.root = math.sqrt(config.hidden_size)
+        self.floor = torch.tensor(math.sqrt(config.rms_norm_eps * config.hidden_size), device=device)
+
+        self.layers = [self._fuse(layer, rows) for layer in model.layers]
+        self.norm = model.norm.weight * self.root
+        self.embedding = model.embed_tokens.weight
+        self.output = _transposed(self.head)
+
+    def _fuse(self, layer: nn.Module, rows: Tensor) -> tuple[Tensor, ...]:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        q, k, v, out = (torch.zeros_like(p.weight[:, 0]) if p.bias is None else p.bias for p in projections)
+        qkv = torch.cat(
+            [attention.q_proj.weight[rows], attention.k_proj.weight[rows], attention.v_proj.weight]
         )
-        qkv = torch.cat([a.q_proj.weight[rows], a.k_proj.weight[rows], a.v_proj.weight])
         return (
             layer.input_layernorm.weight * self.root,
-            _across(qkv),
+            _transposed(qkv),
             torch.cat([q[rows], k[rows], v]),
-            a.o_proj.weight.t(),
-            o,
+            attention.o_proj.weight.t(),
+            out,
             layer.post_attention_layernorm.weight * self.root,
-            _across(torch.cat([m.gate_proj.weight, m.up_proj.weight])),
-            m.down_proj.weight.t(),
+            _transposed(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
+            mlp.down_proj.weight.t(),
         )
+
+    def step(self, ids: Tensor, cache: KVCache) -> Tensor:
+        batch, answers = ids.shape
+        rotation, mask = self.rotation[cache.position(answers)], cache.mask(ids)
+        x = self.embedding[ids.flatten()]  # (B * A, dim)
+        for i, (norm_1, qkv, bias, out, out_bias, norm_2, gate_up, down) in enumerate(self.layers):
+            # q, k and v of the new tokens, rotated to their position
+            parts = torch.addmm(bias, self._normed(x, norm_1), qkv).float()
+            parts = parts.view(batch, answers, 3, self.n_heads, self.half, 2)
+            parts = torch.view_as_real(torch.view_as_complex(parts) * rotation)
+            parts = parts.view(batch, answers, 3 * self.n_heads, -1).to(self.cache_dtype).transpose(1, 2)
+
+            # attention, (B, heads, A, head width)
+            keys, values = cache.write(i, parts[:, self.n_heads :])
+            attended = F.scaled_dot_product_attention(parts[:, : self.n_heads], keys, values, mask)
+            attended = attended.transpose(1, 2).reshape(batch * answers, -1).to(x.dtype)
+            x = torch.addmm(x + out_bias, attended, out)
+
+            # SwiGLU
+            gate, up = (self._normed(x, norm_2) @ gate_up).chunk(2, -1)
+            x = torch.addmm(x, F.silu(gate) * up, down)
+        cache.length += answers
+        return self.logits(self._normed(x, self.norm).view(batch, answers, -1))
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        return x / torch.hypot(length, self.least).to(x.dtype) * weight
-
-    def step(self, ids: Tensor, place: int | Tensor, memory: "Memory", mask: Tensor | None = None) -> Tensor:
-        (batch, answers), turn, x = (
-            ids.shape,
-            self.turns[place],
-            self.embedding[ids.flatten()],
-        )  # x: (B * A, width)
-        for layer, (norm_1, qkv, bias, out, out_bias, norm_2, gate_up, down) in enumerate(self.layers):
-            parts = (
-                torch.addmm(bias, self._normed(x, norm_1), qkv)
-                .float()
-                .view(batch, answers, 3, self.heads, self.half, 2)
-            )
-            parts = (
-                torch.view_as_real(torch.view_as_complex(parts) * turn)
-                .view(batch, answers, 3 * self.heads, -1)
-                .to(self.kept)
-                .transpose(1, 2)
-            )
-            keys, values = memory.write(layer, parts[:, self.heads :])
-            seen = F.scaled_dot_product_attention(
-                parts[:, : self.heads], keys, values, mask
-            )  # (B, heads, A, head width)
-            x = torch.addmm(x + out_bias, seen.transpose(1, 2).reshape(batch * answers, -1).to(x.dtype), out)
-            gate, up = (self._normed(x, norm_2) @ gate_up).chunk(2, -1)
-            x = torch.addmm(x, F.silu(gate) * up, down)
-        memory.filled += answers
-        return self._normed(x, self.norm).view(batch, answers, -1)
+        return x / torch.hypot(length, self.floor).to(x.dtype) * weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return (hidden @ self.across).float()
+        return (hidden @ self.output).float()
 
 
-def _across(weight: Tensor) -> Tensor:
-    """A wide matrix as it is multiplied by, (in, out): in fp32 a CPU does so a third faster, for one row,
-    where it lies so, in bf16 slower.
+class _CacheLayer(DynamicLayer):
+    """A layer of a `KVCache` as `transformers` writes to it."""
+
+    def __init__(self, cache: KVCache, layer: int):
+        super().__init__()
+        self.cache, self.layer, self.is_initialized = cache, layer, True
+        self.keys, self.values = cache.layers[layer][:, :, : cache.length].chunk(2, 1)
+
+    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = self.cache.write(self.layer, torch.cat([keys, values], 1))
+        return self.keys, self.values
+
+
+def _can_fuse(lvm: LVM) -> bool:
+    """Whether it is a LLaMA as ours are: `transformers` has others by the same name."""
+    config = lvm.config
+    plain = (
+        type(lvm.llama.model.layers[0].self_attn.q_proj) is nn.Linear
+    )  # adapters are no part of its weight
+    return (
+        plain
+        and config.model_type == "llama"
+        and config.num_key_value_heads == config.num_attention_heads == config.hidden_size / config.head_dim
+        and config.rope_parameters["rope_type"] == "default"
+        and config.hidden_act == "silu"
+        and not config.mlp_bias
+    )
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """A wide matrix as (in, out). In fp32 a CPU multiplies one row by it a third faster where it is laid out
+    so in memory, in bf16 slower.
     """
     return weight.t().contiguous() if weight.dtype == torch.float32 else weight.t()
-
-
-class Memory:
-    """Keys, then values, of every layer, in memory set aside once: (B, 2 * heads, T + room, head width).
-    ``filled``: so many places are taken.
-    """
-
-    def __init__(self, read: list[Tensor], room: int):
-        self.length = self.filled = read[0].shape[2]
-        self.store = [torch.cat([x, x.new_empty(*x.shape[:2], room, x.shape[3])], 2) for x in read]
-
-    def write(self, layer: int, new: Tensor) -> list[Tensor]:
-        """Keys and values of a step (B, 2 * heads, A, head width), and then all there are: both."""
-        store, until = self.store[layer], self.filled + new.shape[2]
-        store[:, :, self.filled : until] = new
-        return store[:, :, :until].chunk(2, 1)
-
-    def rewind(self) -> None:
-        """Forgets everything after the prompt, which need not be read again."""
-        self.filled = self.length

@@ -18,7 +18,8 @@ import torch
 from lvmlab.model import aim as patchlm
 from lvmlab.model.aim import PatchConfig, PatchLM
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
-from lvmlab.model.lvm import CHUNK, LVM
+from lvmlab.model.loss import CHUNK
+from lvmlab.model.lvm import LVM
 from lvmlab.training.cpu_attention import by_blocks
 from lvmlab.utils.device import default_device, precision
 
@@ -154,7 +155,7 @@ def seconds_here(shape: LVMConfig, length: int, step: int, repeats: int = 3) -> 
         for trial in range(1 + repeats):  # the first is the warm-up
             started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=precision(device=device) == "bf16"):
-                loss = lvm.loss(tokens)
+                loss = lvm(tokens, tokens)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(lvm.parameters(), 1.0)
             optimizer.step()

@@ -23,9 +23,11 @@ from lvmlab.distillation.objectives import Objective, check, criterion
 from lvmlab.distillation.teacher import Frozen, said
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.model.embedding import factor, fold
+from lvmlab.model.generation import complete_tokens
+from lvmlab.model.initialisation import init_from_codebook, init_from_grid
 from lvmlab.model.lora import adapt, merge
-from lvmlab.model.lvm import LVM, cross_entropy
-from lvmlab.model.prompting import complete_tokens
+from lvmlab.model.loss import cross_entropy
+from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.checkpoints import CHECKPOINT, load_checkpoint, read_log
 from lvmlab.training.cpu_attention import by_blocks
@@ -65,7 +67,7 @@ class LVMRecipe:
         others.
     corruption_rate: the share of answers that are read disturbed, see `corrupt_answers`. permute_label_codes: the share of a task's
         sentences whose labels are written
-    in other codes, see `permute_label_codes`. grid_start: see `LVM.start_from_grid`.
+    in other codes, see `permute_label_codes`. grid_start: see `lvmlab.model.initialisation.init_from_grid`.
     mixture: which task a sentence is of, see `lvmlab.data.mixture`. mixed: the share of sentences in which
         every pair is of a task of its own.
     """
@@ -259,7 +261,7 @@ def train_lvm(
     store: a store's folder, or sentences that are drawn already (`lvmlab.distillation.teacher.Frozen`; the
         recipe then gives their pairs alone).
     codes: that `permute_label_codes` may write; None: all. codebook: (K, D), the tokenizer's: embedding and head start
-        from it (`LVM.start_from_codebook`).
+        from it (`lvmlab.model.initialisation.init_from_codebook`).
     start: what to go on from, with a fresh optimiser and sentences that no stage before has seen in this
         order: the folder of an earlier
         training, all that `LVM.from_pretrained` takes (DeLVM's models and LVM's among it), or a loaded model,
@@ -320,13 +322,13 @@ def train_lvm(
             "a factored embedding starts from a codebook, at the first stage: give codebook, and no start"
         )
     if codebook is not None and start is None:
-        model.start_from_codebook(codebook, seed=config.seed)
+        init_from_codebook(model, codebook, seed=config.seed)
     if factored:
         factor(model, codebook, seed=config.seed)
     if checkpointing:
         model.llama.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.grid_start and start is None:
-        model.start_from_grid(tokens_per_image)
+        init_from_grid(model, tokens_per_image)
     if lora:
         adapt(model, lora, seed=config.seed)
     said_by = (
@@ -344,7 +346,7 @@ def train_lvm(
     def loss(net, batch: dict) -> tuple[Tensor, dict[str, float]]:
         drawn.update(batch["tasks"])
         batch, criterion = said_by(batch) if said_by else (batch, cross_entropy)
-        value = net(batch["tokens"], batch["weights"], read=batch["read"], criterion=criterion)
+        value = net(batch["read"], batch["tokens"], batch["weights"], loss_fn=criterion)
         return value, {"items": float(batch["tokens"].numel())}
 
     def log(record: dict) -> None:

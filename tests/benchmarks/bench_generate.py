@@ -9,8 +9,8 @@ from bench_rows import Row, entry, interleaved, median, rates, synchronise
 from torch import Tensor
 
 from lvmlab.evaluation.scoring import Job, Scorer, answer, picture
+from lvmlab.model.generation import Prefilled, complete_tokens
 from lvmlab.model.lvm import LVM
-from lvmlab.model.prompting import Prefilled, complete_tokens
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import paths
 from lvmlab.utils.device import default_device

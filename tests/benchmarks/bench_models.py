@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from lvmlab.evaluation.scoring import Job, Scorer, answer, encoded, picture
 from lvmlab.model.config import LVM_PRESETS
-from lvmlab.model.lvm import LVM, cross_entropy
-from lvmlab.model.prompting import complete_tokens
+from lvmlab.model.generation import complete_tokens
+from lvmlab.model.loss import cross_entropy
+from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGAN
 from lvmlab.training.cost import forward_flops, seconds_here
@@ -248,7 +249,7 @@ def training(
         }
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
-        return model(batch["tokens"], batch["weights"], criterion=cross_entropy), {
+        return model(batch["tokens"], batch["tokens"], batch["weights"]), {
             "items": float(batch["tokens"].numel())
         }
 
@@ -370,7 +371,7 @@ def losses(row: str, name: str, tokens: int) -> Row:
         1 / median(taken["torch"]),
         "losses/s",
         None,
-        f"lvmlab.model.lvm.cross_entropy against torch's linear_cross_entropy in chunks, {tokens} tokens at "
+        f"lvmlab.model.loss.cross_entropy against torch's linear_cross_entropy in chunks, {tokens} tokens at "
         f"the width and codes of {name}, "
         f"{str(dtype)[6:]}, forward and backward, median of {STEPS}",
     )

@@ -15,7 +15,8 @@ from bench_rows import Row, entry, interleaved, median
 
 from lvmlab.distillation.objectives import Objective, criterion
 from lvmlab.distillation.teacher import Frozen, freeze, said, write_cache
-from lvmlab.model.lvm import LVM, cross_entropy
+from lvmlab.model.loss import cross_entropy
+from lvmlab.model.lvm import LVM
 from lvmlab.training.checkpoints import read_log
 from lvmlab.utils.device import default_device, precision
 
@@ -29,7 +30,8 @@ if lean:
     lvm.llama.gradient_checkpointing_enable({"use_reentrant": False})
 optimizer = torch.optim.AdamW(lvm.parameters(), fused=True)
 with torch.autocast("cpu", torch.bfloat16, enabled=lean):
-    loss = lvm.loss(torch.randint(8192, (1, 2048), generator=torch.Generator().manual_seed(0)))
+    tokens = torch.randint(8192, (1, 2048), generator=torch.Generator().manual_seed(0))
+    loss = lvm(tokens, tokens)
 loss.backward()
 optimizer.step()
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)
@@ -77,8 +79,9 @@ def distilling():
             with torch.autocast(default_device().type, torch.bfloat16, enabled=precision() == "bf16"):
                 loss = student(
                     batch["tokens"],
+                    batch["tokens"],
                     batch["weights"],
-                    criterion=criterion(Objective(), word) if word else cross_entropy,
+                    loss_fn=criterion(Objective(), word) if word else cross_entropy,
                 )
             loss.backward()
             optimizer.step()

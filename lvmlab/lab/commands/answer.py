@@ -17,7 +17,8 @@ def load_models(names: tuple[str, ...]) -> "dict[str, LVM]":
     """Models by name: shipped ones, exports, hub ids and training folders. All shipped ones for ()."""
     import torch
 
-    from lvmlab.model.lvm import LVM, shipped
+    from lvmlab.model.lvm import LVM
+    from lvmlab.model.pretrained import shipped
     from lvmlab.training.lvm import load_lvm
     from lvmlab.utils.device import default_device, precision
 

@@ -39,7 +39,7 @@ def entropy_maps(pictures: dict[str, np.ndarray], entropies: dict[str, np.ndarra
 
 
 def alternatives_chart(ids, probabilities, patches: np.ndarray) -> Figure:
-    """The likeliest codes of one place as `lvmlab.model.prompting.alternatives` gives them, drawn among their
+    """The likeliest codes of one place as `lvmlab.evaluation.inspection.alternatives` gives them, drawn among their
     neighbours.
     """
     return _row(

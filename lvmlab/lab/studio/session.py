@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lvmlab.evaluation.inspection import alternatives, attention
 from lvmlab.evaluation.scoring import Job, Scorer, encoded
 from lvmlab.evaluation.sensitivity import recoloured
-from lvmlab.model.lvm import LVM, shipped
-from lvmlab.model.prompting import Prefilled, Step, alternatives, attention, label_ids
+from lvmlab.model.generation import Prefilled, Sampling, Step, check_prompt, label_ids
+from lvmlab.model.lvm import LVM
+from lvmlab.model.pretrained import shipped
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
 from lvmlab.utils.device import describe
@@ -158,22 +160,22 @@ class Session:
     ) -> Iterator[Answer]:
         """The answer as it grows, a token at a time; the prompt is read once for all its answers.
 
-        Options as in `lvmlab.model.prompting.complete_tokens` (temperature, top_k and top_p too), chance by
+        Options as in `lvmlab.model.generation.complete_tokens` (temperature, top_k and top_p too), chance by
         ``seed``; constrained: to the codes of
         the prompt's labels; forced: ids of the first places; keep: as ``found``.
         """
         started, lvm, steps = time.perf_counter(), self.lvm(model), []
         options = {"sample": sample, "seed": seed, "answers": answers, "constrained": constrained, **shape}
+        generator = torch.Generator().manual_seed(seed) if sample else None
+        sampling = Sampling(sample=sample, answers=answers, generator=generator, **shape)
         if self._ready[0] != (model, answers):
+            check_prompt(lvm, self.tokens, self.n)
             self._ready = (model, answers), Prefilled(lvm, self.tokens, self.n, answers)
         for step in self._ready[1].stream(
             self.n,
-            sample=sample,
-            answers=answers,
+            sampling,
             forced=torch.tensor(forced, dtype=torch.int64),
-            generator=torch.Generator().manual_seed(seed) if sample else None,
             allowed=label_ids(self.tokens, self.n) if constrained else None,
-            **shape,
         ):
             steps.append(step)
             found = Answer(model, options, list(forced), list(steps), time.perf_counter() - started)
@@ -218,14 +220,14 @@ class Session:
         )
 
     def inside(self, sample: int, place: int) -> tuple:
-        """At a place of an answer: what else could stand there (`lvmlab.model.prompting.alternatives`), and
+        """At a place of an answer: what else could stand there (`lvmlab.evaluation.inspection.alternatives`), and
         what the position that predicted it
-        looked at (`lvmlab.model.prompting.attention`)."""
+        looked at (`lvmlab.evaluation.inspection.attention`)."""
         found = self._answered(sample, place)
         ids = found.of("ids")[sample]
         written = torch.cat([ids, ids[-1:].expand(self.n - len(ids))])
         seen = torch.cat([self.tokens[0].cpu(), ids[:place]])[None]
-        return alternatives(self.tokenizer, written, place, found.of("log")[sample, place]), attention(
+        return alternatives(self.tokenizer, written, place, found.of("log_probs")[sample, place]), attention(
             self.lvm(found.model), seen
         )
 
