@@ -55,13 +55,13 @@ def one_training_step() -> Callable[[], object]:
 
     from lvmlab.data.mixture import Mixture
     from lvmlab.training.loop import TrainConfig
-    from lvmlab.training.lvm import Recipe, train_lvm
+    from lvmlab.training.lvm import LVMRecipe, train_lvm
 
     folder = Path(tempfile.mkdtemp())
     write_store(folder / "store", {"segmentation": np.full((8, 8, 2, 4), 5, np.uint16)})
     config = TrainConfig(steps=1, precision="fp32", tracker="none")
-    mixture = Mixture("resampled", weights={"segmentation": 1.0})
-    recipe = Recipe(tokens=64, phases=((1.0, 4),), grid_start=False, mixture=mixture)
+    mixture = Mixture("balanced", weights={"segmentation": 1.0})
+    recipe = LVMRecipe(tokens=64, phases=((1.0, 4),), grid_start=False, mixture=mixture)
     return lambda: train_lvm(
         folder / "store",
         folder / "training",

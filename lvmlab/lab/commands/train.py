@@ -257,7 +257,7 @@ def export(folder: Folder, out: tyro.conf.Positional[Path | None] = None) -> Non
         raise FileNotFoundError(f"{folder} holds no checkpoint: train it first with `lvmlab train {folder}`")
     out = out or folder.with_name(f"{folder.name}-export")
 
-    from lvmlab.training.loop import load_checkpoint
+    from lvmlab.training.checkpoints import load_checkpoint
     from lvmlab.training.lvm import export_lvm
     from lvmlab.training.tokenizer import export_tokenizer
 
