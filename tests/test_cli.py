@@ -136,7 +136,7 @@ def test_choices_in_the_help_are_those_of_the_package():
     from lvmlab.model.aim import AIM_PRESETS
     from lvmlab.model.config import LVM_PRESETS
     from lvmlab.tokenizer.vqgan import VQGAN_PRESETS
-    from lvmlab.training import cost, loop
+    from lvmlab.training import checkpoints, cost
     from lvmlab.utils.device import PRECISIONS
 
     for choice, names in (
@@ -148,7 +148,7 @@ def test_choices_in_the_help_are_those_of_the_package():
         (choices.GPU, ("here", *cost.PEAKS)),
     ):
         assert set(get_args(choice)) == set(names)
-    assert checks.CHECKPOINT == loop.CHECKPOINT
+    assert checks.CHECKPOINT == checkpoints.CHECKPOINT
 
 
 def test_what_commands_import_when_they_run_exists():
