@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from lvmlab.evaluation import scoring as ev
+from lvmlab.lab import frames
 from lvmlab.lab.plots.prompts import sheet, strip
-from lvmlab.lab.plots.scores import skill_chart, table
+from lvmlab.lab.plots.scores import skill_chart
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
@@ -199,9 +200,10 @@ def test_pictures_of_prompts_and_scores(tokenizer, lvm, tmp_path):
         "the truth is whole, however many answers stand before it"
     )
     rows = ev.evaluate({"x": lvm}, tokenizer, [job], progress=False)
-    assert "PSNR" in table(rows)
+    scores = frames.scores(rows)
+    assert "PSNR" in frames.scores_table(scores).to_string()
     if rows[0]["skill"] is not None:
-        assert skill_chart(rows[:1]).get_ylabel()
+        assert skill_chart(scores[:1]).get_ylabel()
 
 
 def test_the_plan_covers_every_setting_and_condition():

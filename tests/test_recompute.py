@@ -17,10 +17,8 @@ ROUNDING = 0.05
 SMOKE = study.SCALES["smoke"]
 SHIPPED = {
     row["config"]["arm"]: row
-    for row in runs.listing()
-    if row["study"] == study.STUDY
-    and row["where"] == "shipped"
-    and row["config"]["setting"]["steps"] == SMOKE.steps
+    for row in runs.matching(study.STUDY)
+    if row["config"]["setting"]["steps"] == SMOKE.steps
 }
 
 

@@ -83,20 +83,20 @@ def test_the_first_answer_is_the_stored_one():
 def test_a_failed_run_leaves_nothing():
     with pytest.raises(ZeroDivisionError):
         runs.run("probe", {"seed": 1}, lambda _: 1 / 0)
-    assert runs.listing() == []
+    assert runs.listing().empty
 
 
 def test_promote_ships_and_prune_removes_what_is_shipped(compute, folders):
     record, kept = runs.run("probe", {"seed": 1}, compute), runs.run("probe", {"seed": 2}, compute)
     path = runs.promote(record["name"])
     assert path.parent == folders["shipped"] and json.loads(path.read_text()) == record
-    assert {(r["name"], r["where"]) for r in runs.listing()} == {
+    assert set(zip(runs.listing()["name"], runs.listing()["where"], strict=True)) == {
         (record["name"], "shipped"),
         (record["name"], "cache"),
         (kept["name"], "cache"),
     }
     assert runs.prune() == [record["name"]]
-    assert {(r["name"], r["where"]) for r in runs.listing()} == {
+    assert set(zip(runs.listing()["name"], runs.listing()["where"], strict=True)) == {
         (record["name"], "shipped"),
         (kept["name"], "cache"),
     }
@@ -119,7 +119,7 @@ def test_prune_removes_runs_of_other_worlds(compute, folders):
 
 def test_listing_shows_provenance_without_results(compute):
     record = runs.run("probe", {"seed": 1}, compute)
-    (row,) = runs.listing()
+    (row,) = runs.listing().to_dict("records")
     assert "result" not in row and row["where"] == "cache" and row["bytes"] > 50
     assert {k: row[k] for k in ("name", "config", "commit", "versions")} == {
         k: record[k] for k in ("name", "config", "commit", "versions")

@@ -1,108 +1,98 @@
-"""The table of what was to be reached: every row from its own place in the evaluation."""
+"""What was aimed at: every bar's row from its own place in the stored runs."""
 
-from targets import markdown, targets
+import json
+import math
 
-from lvmlab.lab.plots.tables import scores_markdown, settings_markdown
+import pytest
+from test_results import ROWS
 
-BASE = {
-    "condition": "right",
-    "examples": 3,
-    "low": 0.0,
-    "high": 1.0,
-    "score": 0.7,
-    "ceiling": 0.9,
-    "floors": {"query": 0.1},
-    "best_floor": "query",
-}
-METRICS = {
-    "segmentation": "IoU",
-    "selection": "IoU",
-    "pose": "PCK@0.1",
-    "derain": "PSNR",
-    "motion": "PSNR",
-    "edges": "F",
-}
+from lvmlab.lab import runs, targets
+from lvmlab.lab.commands.results import targets as command
+from lvmlab.lab.frames import markdown
+from lvmlab.utils import paths
 
 
-def row(task, skill, setting="seen", **more):
-    return (
-        BASE
-        | {
-            "model": "m",
-            "task": task,
-            "setting": setting,
-            "metric": METRICS[task],
-            "skill": skill,
-            "skill_low": skill and skill - 0.1,
-            "skill_high": skill and skill + 0.1,
-        }
-        | more
-    )
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Ships a result as the run of a study."""
+    monkeypatch.setattr(paths, "assets", lambda: tmp_path / "assets")
+    monkeypatch.setattr(paths, "cache", lambda: tmp_path / "cache")
+
+    def ship(study, config, result):
+        runs.promote(runs.save(study, config, result, 1.0)["name"])
+
+    return ship
 
 
-ROWS = [
-    row("segmentation", 0.6),
-    row("selection", 0.05),
-    row("pose", 0.39),
-    row("derain", None),
-    row("motion", 0.5),
-    row("segmentation", 0.3, "new encoding"),
-    row("pose", 0.38, "new encoding"),
-    row("selection", 0.0, "shifted"),
-    row("segmentation", 0.5, condition="conflicting", metric="both right", score=0.55),
-]
+@pytest.fixture
+def evaluated(store):
+    store("evaluate", {"model": "mini-teacher", "split": "test"}, ROWS)
 
 
-def test_rows_and_verdicts():
-    found = {
-        what: (round(value, 3), good) for what, _, value, good in targets(ROWS, {"val": {"code use": 1.0}})
+def test_figures_of_an_evaluation(evaluated):
+    world = runs.DEFAULT.version
+    assert targets.seen(world, "segmentation") == 0.6
+    assert targets.seen(world, "pose") == 0.39
+    assert targets.seen(world, "motion") == 0.5
+    assert targets.seen(world, "selection", "skill_low") == pytest.approx(-0.05)
+    assert targets.seen(world, "pose", "ceiling") == 0.9
+    assert targets.both_right(world, "segmentation") == 0.55
+    assert targets.transfer(world, "segmentation") == pytest.approx(0.5)
+    assert targets.transfer(world, "pose") == pytest.approx(0.974, abs=0.001)
+
+
+def test_rows_and_verdicts(evaluated):
+    def met(bar, task, sense=">="):
+        return targets.Bar(1, "skill", bar, targets.seen, (runs.DEFAULT.version, task), sense).row()
+
+    assert met(0.6, "segmentation") == {
+        "issue": 1,
+        "what": "skill",
+        "bar": 0.6,
+        "sense": ">=",
+        "figure": 0.6,
+        "met": True,
     }
-    assert found == {
-        "tokenizer: ceiling of segmentation, IoU": (0.9, True),
-        "tokenizer: ceiling of pose, PCK@0.1": (0.9, True),
-        "tokenizer: codes in use (val pictures)": (1.0, True),
-        "skill: segmentation": (0.6, True),
-        "skill: pose": (0.39, False),
-        "skill: derain": (0.0, False),
-        "skill: motion": (0.5, True),
-        "skill: selection, lower 95 % bound": (-0.05, False),
-        "segmentation right under both conflicting prompts": (0.55, True),
-        "segmentation: skill in a new encoding over seen": (0.5, False),
-        "pose: skill in a new encoding over seen": (0.974, True),
-    }
+    assert met(0.4, "pose")["met"] is False
+    assert met(0.3, "motion")["met"] is True
+    assert met(0.3, "motion", "<=")["met"] is False
+    assert met(-1.0, "derain") == met(-1.0, "derain") | {"figure": None, "met": False}, "no skill to speak of"
+    assert met(0.0, "edges") == met(0.0, "edges") | {"figure": None, "met": False}, "not evaluated"
 
 
-def test_markdown():
-    table = markdown(ROWS, {"val": {"code use": 1.0}})
-    assert (
-        "| skill: pose | 0.40 | 0.39 | **missed** |" in table
-        and "| skill: selection, lower 95 % bound | above 0 | -0.05 | **missed** |" in table
-    )
-    scores = scores_markdown(ROWS)
-    assert (
-        "| m | segmentation, IoU | 0.700 (0.000 to 1.000) | 0.900 | 0.100 (query) | 0.60 (0.50 to 0.70) |"
-        in scores
-    )
-    assert (
-        "| m | derain, PSNR | 0.7 (0.0 to 1.0) | 0.9 | 0.1 (query) | – |" in scores
-        and scores.count("\n") == 6
-    )
+def test_skill_in_a_new_encoding_counts_where_the_seen_skill_is_high_enough(evaluated):
+    with pytest.raises(LookupError, match="does not count"):
+        targets.transfer(runs.DEFAULT.version, "segmentation", 0.75)
 
 
-def test_settings_and_conditions_side_by_side():
+def test_a_missing_run_gives_no_figure_and_is_not_met(store):
+    rows = targets.rows()
+    missing = [row for row in rows if not row["what"].startswith("mini:")]
+    assert missing and all(row["figure"] is None and row["met"] is False for row in missing)
+    assert "| no run | **missed** |" in markdown(targets.table())
+
+
+def test_perception_contrasts_and_benchmarks(store):
     rows = [
-        *ROWS,
-        row("segmentation", 0.1, condition="wrong_task"),
-        row("edges", 0.2, "new task"),
-        row("segmentation", 0.7, examples=5),
+        {"task": "pose", "reads": reads, "score": score} for reads, score in (("codes", 0.2), ("pixels", 0.4))
     ]
-    lines = settings_markdown(rows).splitlines()
-    assert (
-        lines[0].startswith("| task | seen | shifted | new encoding |")
-        and len({line.count("|") for line in lines}) == 1
-    )
-    assert (
-        "| segmentation | 0.60 |  | 0.30 |  |  |  |  | 0.10 |" in lines
-        and "| derain | – |  |  |  |  |  |  |  |" in lines
-    )
-    assert "| edges |  |  |  |  | 0.20 |  |  |  |" in lines
+    store("perception", {"name": "mini-v2"}, rows)
+    store("contrast", {"of": "balancing"}, [-0.3, -0.4, -0.2])
+    store("bench", {"precision": "fp32"}, [{"name": "tokenize.mini-v2", "ratio": 0.9}])
+    found = {(row["issue"], row["what"]): row for row in targets.rows()}
+    assert found[21, "perception, codes over pixels: pose"]["figure"] == 0.5
+    assert found[21, "bench: tokenize.mini-v2"]["met"] is True
+    effect = found[24, "balancing: primary effect over its 95 % half-width"]
+    assert effect["met"] is True and effect["figure"] == pytest.approx(3.0)
+    assert found[24, "studies whose primary effect exceeds its half-width, of eight"]["figure"] == 1
+
+
+def test_the_command_prints_every_bar(capsys):
+    command(as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert {tuple(row) for row in rows} == {("issue", "what", "bar", "sense", "figure", "met")}
+    assert {row["issue"] for row in rows} == {None, 21, 24}
+    assert len({(row["issue"], row["what"]) for row in rows}) == len(rows)
+    for row in rows:
+        reached = math.nan if row["figure"] is None else row["figure"]
+        assert row["met"] is (reached >= row["bar"] if row["sense"] == ">=" else reached <= row["bar"])

@@ -7,8 +7,8 @@ import numpy as np
 
 from lvmlab.evaluation.scoring import Job, Scorer, draw
 from lvmlab.evaluation.scoring import prompts as prompts_of
+from lvmlab.lab import frames
 from lvmlab.lab.plots.prompts import sheet
-from lvmlab.lab.plots.scores import table
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
@@ -50,9 +50,10 @@ def run_demo(
     write_file(out / "scores.json", json.dumps(rows, indent=1) + "\n")
     with atomic(out / "answers.png") as temporary:
         sheet(blocks).save(temporary, format="png")
+    table = frames.scores_table(frames.scores(rows)).to_string(index=False)
     return (
-        table(rows, f"first {prompts} test prompts of each trained task")
-        + f"\nwrote {out / 'scores.json'} and {out / 'answers.png'}"
+        f"The first {prompts} test prompts of each trained task:\n{table}\n"
+        f"wrote {out / 'scores.json'} and {out / 'answers.png'}"
     )
 
 

@@ -1,8 +1,7 @@
-"""Experiments kept by what decides them: configuration, world, fingerprints and the study's version.
+"""Experiments stored by what decides them: configuration, world, fingerprints and the study's version.
 
-A run is one JSON file named ``STUDY-HASH.json``. ``run`` looks among the shipped ones, then in the user's
-cache, else it
-computes. Nothing is shown without its provenance: seed, versions, wall time, commit.
+A run is one JSON file named ``STUDY-HASH.json``. ``run`` looks among the shipped ones, then in the user's cache, else
+it computes. Each record carries its provenance: seed, versions, wall time, commit.
 """
 
 import hashlib
@@ -11,14 +10,39 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lvmlab.utils import paths
 from lvmlab.utils.files import write_file
 from lvmlab.world import DEFAULT
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
+COLUMNS = ("name", "study", "where", "seconds", "bytes", "commit", "world", "config", "versions", "written")
+
+
+def run(study: str, config: dict, compute: Callable[[dict], object], *, again: bool = False) -> dict:
+    """The stored run of this study and configuration, or a new one.
+
+    Args:
+        study: The study's name.
+        config: All that decides the outcome, every version and fingerprint among it; becomes plain JSON.
+        compute: Takes the configuration as it will be read back and returns what JSON can hold.
+        again: Computes even where a run is stored.
+
+    Returns:
+        The record, with what ``compute`` returned under "result". A new run goes to the cache; ``promote`` ships it.
+    """
+    name, config = key(study, config), json.loads(json.dumps(config))
+    if not again and any((folder / f"{name}.json").is_file() for folder in folders().values()):
+        return load(name)
+    started = time.perf_counter()
+    result = compute(config)
+    return save(study, config, result, time.perf_counter() - started)
 
 
 def key(study: str, config: dict, world: str | None = None) -> str:
@@ -28,137 +52,129 @@ def key(study: str, config: dict, world: str | None = None) -> str:
 
 
 def folders() -> dict[str, Path]:
-    """Where runs lie, in the order they are looked for."""
+    """The folders of runs, in the order they are searched."""
     return {"shipped": paths.assets() / "runs", "cache": paths.cache() / "runs"}
 
 
-def run(study: str, config: dict, compute: Callable[[dict], object], *, again: bool = False) -> dict:
-    """The stored run of this study and configuration, or a new one: its record, with ``compute(config)``
-    under "result".
+def save(study: str, config: dict, result: object, seconds: float) -> dict:
+    """Stores a result computed elsewhere as the run of this study and configuration, in the cache.
 
-    ``config`` must become plain JSON and name every version and fingerprint that decides the outcome. A new
-    run goes to the
-    cache; ``promote`` ships it. ``again`` computes even where one is stored.
-    """
-    name, config = (
-        key(study, config),
-        json.loads(json.dumps(config)),
-    )  # as it will be when the run is read back
-    if not again:
-        for folder in folders().values():
-            if (folder / f"{name}.json").is_file():
-                return load(name)
-    started = time.perf_counter()
-    result = compute(config)
-    return keep(study, config, result, time.perf_counter() - started)
-
-
-def keep(study: str, config: dict, result: object, seconds: float) -> dict:
-    """Stores a result computed elsewhere as the run of this study and configuration, in the cache; returns
-    its record.
+    Returns:
+        Its record as a later call will read it.
     """
     name = key(study, config)
-    text = json.dumps(
-        {
-            "name": name,
-            "study": study,
-            "config": config,
-            "world": DEFAULT.version,
-            "seconds": round(seconds, 1),
-            "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
-            "commit": commit(),
-            "result": result,
-        }
-    )
+    record = {
+        "name": name,
+        "study": study,
+        "config": config,
+        "world": DEFAULT.version,
+        "seconds": round(seconds, 1),
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "commit": commit(),
+        "result": result,
+    }
+    text = json.dumps(record)
     write_file(folders()["cache"] / f"{name}.json", text + "\n")
-    return json.loads(text)  # what a later call will read: tuples are lists by then
+    return json.loads(text)
 
 
 def recompute(name: str, compute: Callable[[dict], object]) -> dict:
-    """A stored run anew, from nothing that an earlier training left in the cache; the new record lies in the
-    cache.
-    """
+    """Computes a stored run anew, from nothing that an earlier training left in the cache; the record is stored there."""
     record = load(name)
     shutil.rmtree(paths.cache() / "studies" / record["name"], ignore_errors=True)
     return run(record["study"], record["config"], compute, again=True)
 
 
 def load(name: str) -> dict:
-    """A stored run by its name or an unambiguous beginning of it. Raises FileNotFoundError that lists the
-    stored ones.
+    """A stored run by its name or an unambiguous beginning of it.
+
+    Raises:
+        FileNotFoundError: No run or several runs have such a name; it lists them.
     """
-    found = {
-        path.stem: path for folder in reversed([*folders().values()]) for path in folder.glob(f"{name}*.json")
-    }
-    if len(found) > 1 and name not in found:
-        raise FileNotFoundError(f"{name!r} names several runs: {', '.join(sorted(found))}")
-    if found:
-        return json.loads(found.get(name, next(iter(found.values()))).read_text())
-    stored = ", ".join(r["name"] for r in listing()) or "none"
-    raise FileNotFoundError(f"no run {name!r} is stored (stored: {stored})")
+    candidates = {
+        path.stem: path for _, path in reversed([*_files(f"{name}*")])
+    }  # the shipped one of two last
+    if len(candidates) > 1 and name not in candidates:
+        raise FileNotFoundError(f"{name!r} names several runs: {', '.join(sorted(candidates))}")
+    if not candidates:
+        raise FileNotFoundError(f"no run {name!r} is stored (stored: {_names()})")
+    path = candidates.get(name, next(iter(candidates.values())))
+    return json.loads(path.read_text())
 
 
 def find(study: str, **config) -> dict:
-    """The stored run of a study whose configuration holds these values: the shipped one, else the newest in
-    the cache.
+    """The stored run of a study whose configuration holds these values: the shipped one, else the newest cached one.
 
-    Raises FileNotFoundError that names what is stored.
+    Raises:
+        FileNotFoundError: There is none; it names what is stored.
     """
-    rows = [
-        r
-        for r in listing()
-        if r["study"] == study and all(r["config"].get(k) == v for k, v in config.items())
-    ]
-    if not rows:
-        wanted = ", ".join(f"{k}={v!r}" for k, v in config.items())
-        raise FileNotFoundError(
-            f"no run of {study} with {wanted} is stored (stored: "
-            f"{', '.join(r['name'] for r in listing()) or 'none'})"
-        )
-    return load(max(rows, key=lambda r: (r["where"] == "shipped", r["written"]))["name"])
+    for where in ("shipped", "cache"):
+        if matches := matching(study, where, **config):
+            return matches[-1]
+    fields = ", ".join(f"{field}={value!r}" for field, value in config.items())
+    raise FileNotFoundError(f"no run of {study} with {fields} is stored (stored: {_names()})")
 
 
-def listing() -> list[dict]:
-    """Every stored run without its result, with ``where`` it lies."""
+def matching(study: str, where: str = "shipped", **config) -> list[dict]:
+    """The shipped or the cached runs of a study whose configuration holds these values, the newest last."""
+    matches = []
+    for path in sorted(folders()[where].glob(f"{study}-*.json"), key=lambda path: path.stat().st_mtime):
+        record = json.loads(path.read_text())
+        fields = record["config"] | {"world": record["world"]}
+        if record["study"] == study and all(fields.get(name) == value for name, value in config.items()):
+            matches.append(record)
+    return matches
+
+
+def listing() -> "pd.DataFrame":
+    """Every stored run without its result, a row each: `COLUMNS`; ``where`` it is stored, ``written`` when."""
+    import pandas as pd
+
     rows = []
-    for where, folder in folders().items():
-        for path in sorted(folder.glob("*.json")):
-            record = json.loads(path.read_text())
-            stat = path.stat()
-            rows.append(
-                {k: v for k, v in record.items() if k != "result"}
-                | {"where": where, "bytes": stat.st_size, "written": stat.st_mtime}
-            )
-    return rows
+    for where, path in _files("*"):
+        record, stat = json.loads(path.read_text()), path.stat()
+        rows.append(record | {"where": where, "bytes": stat.st_size, "written": stat.st_mtime})
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def promote(name: str) -> Path:
-    """Copies a cached run to the shipped ones, in a checkout."""
+    """Copies a cached run to the shipped ones, in a checkout; one computed again replaces the shipped one."""
     full = load(name)["name"]
     cached, path = (folders()[where] / f"{full}.json" for where in ("cache", "shipped"))
-    if cached.is_file():  # one computed again replaces the shipped one
+    if cached.is_file():
         write_file(path, cached.read_text())
     return path
 
 
 def prune() -> list[str]:
     """Removes the cached runs of other worlds and those that are shipped as they are; returns their names."""
-    gone = []
-    for row in listing():
-        cached, shipped = (folders()[where] / f"{row['name']}.json" for where in ("cache", "shipped"))
-        same = shipped.is_file() and cached.is_file() and shipped.read_text() == cached.read_text()
-        if row["where"] == "cache" and (row["world"] != DEFAULT.version or same):
-            cached.unlink()
-            gone.append(row["name"])
-    return gone
+    removed = []
+    for where, path in _files("*"):
+        shipped = folders()["shipped"] / path.name
+        same = shipped.is_file() and shipped.read_text() == path.read_text()
+        if where == "cache" and (same or json.loads(path.read_text())["world"] != DEFAULT.version):
+            path.unlink()
+            removed.append(path.stem)
+    return removed
 
 
 def commit() -> str:
     """The checkout's commit, or "unknown" outside one."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        where = Path(__file__).parent
-        return subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        output = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return output.stdout.strip()
+
+
+def _files(pattern: str) -> Iterator[tuple[str, Path]]:
+    for where, folder in folders().items():
+        for path in sorted(folder.glob(f"{pattern}.json")):
+            yield where, path
+
+
+def _names() -> str:
+    return ", ".join(path.stem for _, path in _files("*")) or "none"

@@ -20,10 +20,10 @@ import bench_store  # noqa: F401
 import bench_training  # noqa: F401
 import numpy as np
 from bench_rows import ENTRIES, JUDGED, Row, entry, interleaved, rates, rendered_by, where
+from rich.console import Console
 from rich.table import Table
 
 from lvmlab.data.mini_world import render as rendered
-from lvmlab.lab.plots.scores import text
 from lvmlab.training.lvm import SHARES
 from lvmlab.utils.files import atomic
 from lvmlab.world import DEFAULT, tasks
@@ -180,6 +180,14 @@ def table(rows: list[Row]) -> str:
             row.what,
         )
     return text(grid)
+
+
+def text(grid: Table) -> str:
+    """A table as plain lines, without colours and trailing blanks."""
+    console = Console(width=190, force_terminal=False, force_jupyter=False, no_color=True)
+    with console.capture() as capture:
+        console.print(grid, markup=False)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def _verdict(row: Row) -> str:

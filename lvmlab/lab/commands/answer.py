@@ -150,10 +150,8 @@ def evaluate(
 
     from lvmlab.evaluation.scoring import ANSWERS, Job, plan
     from lvmlab.evaluation.scoring import evaluate as score
-    from lvmlab.lab import runs
+    from lvmlab.lab import frames, runs
     from lvmlab.lab.plots.gallery import gallery
-    from lvmlab.lab.plots.scores import table
-    from lvmlab.lab.plots.tables import scores_markdown, settings_markdown
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.utils.files import atomic, write_file
     from lvmlab.world import of_size, tasks
@@ -164,14 +162,14 @@ def evaluate(
     loaded = load_models(models)
     rows = score(loaded, tokenizer, plan(prompts, split, laws), out)
     write_file(out / "scores.json", json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
     print(f"wrote {out / 'scores.json'}")
 
     # tables, worst answers and the stored run of each model
     jobs = [Job(task, prompts=prompts, split=split) for task in tasks.scored(laws.trained)]
     for name, lvm in loaded.items():
         own = [row for row in rows if row["model"] == name]
-        print(f"\n{scores_markdown(own)}\n\n{settings_markdown(own)}\n")
+        for table in (frames.scores_table, frames.settings_table):
+            print(f"\n{frames.markdown(table(frames.scores(own)))}\n")
         with atomic(out / f"worst-{name}.png") as temporary:
             gallery(lvm, name, tokenizer, jobs, out).save(temporary, format="png")
         config = {
@@ -182,6 +180,6 @@ def evaluate(
             "split": split,
             "answers": ANSWERS,
         }
-        run = runs.keep("evaluate", config, own, time.perf_counter() - started)
+        run = runs.save("evaluate", config, own, time.perf_counter() - started)
         print(f"wrote {out / f'worst-{name}.png'} and the run {run['name']}")
     print(f"next: lvmlab runs show {run['name']}")

@@ -1,9 +1,9 @@
-"""Stored results and speeds: `lvmlab runs` and `bench`."""
+"""Stored results and speeds: `lvmlab runs`, `results`, `targets` and `bench`."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,15 +22,12 @@ def runs(
     """
     from lvmlab.lab import runs as store
 
-    known = [row["name"] for row in store.listing()]
+    known = list(store.listing()["name"])
     if action in ("show", "recompute", "promote") and not any(run.startswith(name) for run in known):
         raise ValueError(f"no run {name!r} is stored; the nearest are {', '.join(nearest(name, known))}")
     if action == "list":
-        for row in store.listing():
-            print(
-                f"{row['name']:40} {row['where']:8} {row['seconds']:>9.1f} s  {row['bytes'] / 1024:7.1f} KiB "
-                f" commit {row['commit']}"
-            )
+        columns = ["name", "where", "seconds", "bytes", "commit"]
+        print(store.listing()[columns].to_string(index=False))
     elif action == "show":
         print(json.dumps(store.load(name), indent=1))
     elif action == "recompute":
@@ -42,6 +39,29 @@ def runs(
         print(f"wrote {store.promote(name)}")
     else:
         print(f"removed {len(store.prune())} runs from the cache")
+
+
+def results(out: Path | None = None) -> None:
+    """Write every table of results from the shipped runs.
+
+    Args:
+        out: The file written. The default is assets/RESULTS.md.
+    """
+    from lvmlab.lab.results import write
+
+    print(f"wrote {write(out)}")
+
+
+def targets(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+    """Print what was aimed at against what the shipped runs reached.
+
+    Args:
+        as_json: Rows of issue, what, bar, sense, figure and met. A missing run gives null and false.
+    """
+    from lvmlab.lab.frames import markdown
+    from lvmlab.lab.targets import rows, table
+
+    print(json.dumps(rows(), indent=1) if as_json else markdown(table()))
 
 
 def bench(names: tuple[str, ...] = ()) -> None:

@@ -279,7 +279,7 @@ class LiveLoss:
 def vq_fsq_chart(record: dict) -> Figure:
     """Every score of both quantisers: each seed a dot, the mean and its 95 % t interval beside it."""
     figure, axes = _axes(2, 3, 9.6, 5.2)
-    higher = {r["metric"]: r["higher"] for r in findings(record)}
+    higher = findings(record).set_index("metric").higher
     for axis, (metric, title) in zip(axes.flat, SCORES.items(), strict=True):
         for i, quantiser in enumerate(("vq", "fsq")):
             values = seeds_of(record, quantiser, metric)

@@ -6,10 +6,10 @@ assets/runs
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -323,48 +323,42 @@ def seeds_of(record: dict, quantiser: str, metric: str) -> list[float]:
     return [r["scores"][metric] for r in rows]
 
 
-def findings(record: dict) -> list[dict]:
-    """For each score: mean of both quantisers, FSQ minus VQ seed by seed with its 95 % t interval, and which
-    is higher.
+def findings(record: dict) -> pd.DataFrame:
+    """VQ beside FSQ, a row a score.
+
+    Returns:
+        ``metric``, ``title``, the means ``vq`` and ``fsq``, ``difference`` (FSQ minus VQ seed by seed) with its 95 % t
+        interval ``low`` to ``high``, and which is ``higher``: FSQ, VQ or undecided.
     """
     rows = []
     for metric, title in SCORES.items():
-        vq, fsq = (seeds_of(record, q, metric) for q in QUANTISERS)
-        mean, low, high = across_seeds(list(np.subtract(fsq, vq)))
-        higher = "FSQ" if low > 0 else "VQ" if high < 0 else "undecided"
-        rows.append(
-            {
-                "metric": metric,
-                "title": title,
-                "vq": float(np.mean(vq)),
-                "fsq": float(np.mean(fsq)),
-                "difference": mean,
-                "low": low,
-                "high": high,
-                "higher": higher,
-            }
-        )
-    return rows
+        vq, fsq = (np.array(seeds_of(record, quantiser, metric)) for quantiser in QUANTISERS)
+        mean, low, high = across_seeds(fsq - vq)
+        row = {"metric": metric, "title": title, "vq": vq.mean(), "fsq": fsq.mean()}
+        row |= {"difference": mean, "low": low, "high": high}
+        rows.append(row | {"higher": "FSQ" if low > 0 else "VQ" if high < 0 else "undecided"})
+    return pd.DataFrame(rows)
 
 
-def report(record: dict, out: Callable[[str], None] = print) -> None:
-    """The findings as lines, with the run's provenance."""
-    out(
-        f"{record['name']}: {record['config']['seeds']} seeds each, {record['config']['steps']} steps of "
-        f"{record['config']['batch']} pictures; "
-        f"{record['seconds'] / 60:.1f} min, commit {record['commit']}, torch {record['versions']['torch']}"
+def table(record: dict) -> pd.DataFrame:
+    """`findings` as texts to print."""
+    found = findings(record)
+    return pd.DataFrame(
+        {
+            "score": found.title,
+            "VQ": found.vq.map("{:.3f}".format),
+            "FSQ": found.fsq.map("{:.3f}".format),
+            "FSQ - VQ (95 %)": [
+                f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in found.itertuples()
+            ],
+            "higher": found.higher,
+        }
     )
-    for r in findings(record):
-        out(
-            f"{r['title']:28} VQ {r['vq']:8.3f}   FSQ {r['fsq']:8.3f}   FSQ - VQ {r['difference']:+8.3f} "
-            f"[{r['low']:+.3f}, {r['high']:+.3f}]"
-            f"   higher: {r['higher']}"
-        )
 
 
 def main() -> None:
     record = compare()
-    report(record)
+    print(table(record).to_string(index=False))
     print(runs.promote(record["name"]))
 
 
