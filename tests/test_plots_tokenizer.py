@@ -146,7 +146,7 @@ def test_how_far_a_token_reaches(tokenizer):
 
 def test_a_token_that_paints_its_cell_reaches_no_farther():
     class Cells:
-        grid, tokens, codebook_size = 4, 16, 9
+        grid, tokens_per_image, codebook_size = 4, 16, 9
 
         @staticmethod
         def encode(x):

@@ -59,7 +59,7 @@ def table() -> pd.DataFrame:
     lines = pd.DataFrame(rows())
     return pd.DataFrame(
         {
-            "issue": ["" if math.isnan(n) else f"{n:.0f}" for n in lines.issue.astype(float)],
+            "issue": ["first models" if math.isnan(n) else f"{n:.0f}" for n in lines.issue.astype(float)],
             "what": lines.what,
             "bar": [f"{sense} {bar:.2f}" for sense, bar in zip(lines.sense, lines.bar, strict=True)],
             "reached": ["no run" if math.isnan(x) else f"{x:.2f}" for x in lines.figure.astype(float)],
