@@ -23,7 +23,7 @@ SHIPPED = {
 
 
 def test_what_is_stored_is_of_the_study_as_it_is_now():
-    assert SHIPPED, "no arm is stored: python -m lvmlab.lab.studies.balancing --scale smoke"
+    assert SHIPPED, "no arm is stored: lvmlab study balancing --scale smoke"
     for name, row in SHIPPED.items():
         assert row["name"] == runs.key(study.STUDY, study.config(name, SMOKE))
         assert row["seconds"] > 0 and set(row["versions"]) >= {"torch", "transformers"}

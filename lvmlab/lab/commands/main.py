@@ -9,7 +9,7 @@ import lvmlab
 from lvmlab.lab.commands.answer import demo, evaluate, prompt
 from lvmlab.lab.commands.checks import did_you_mean
 from lvmlab.lab.commands.data import tokenize
-from lvmlab.lab.commands.results import bench, results, runs, targets
+from lvmlab.lab.commands.results import bench, results, runs, study, targets
 from lvmlab.lab.commands.train import cost, export, train, train_aim, train_tokenizer
 
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "cost": cost,
     "runs": runs,
+    "study": study,
     "results": results,
     "targets": targets,
     "bench": bench,

@@ -1,4 +1,4 @@
-"""Stored results and speeds: `lvmlab runs`, `results`, `targets` and `bench`."""
+"""Stored results and speeds: `lvmlab runs`, `results`, `targets`, `study` and `bench`."""
 
 import json
 import sys
@@ -62,6 +62,24 @@ def targets(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> 
     from lvmlab.lab.targets import rows, table
 
     print(json.dumps(rows(), indent=1) if as_json else markdown(table()))
+
+
+def study(
+    name: tyro.conf.Positional[Literal["balancing", "distillation", "scaling", "probing", "tokenizer"]],
+    arms: tyro.conf.Positional[tuple[str, ...]] = (),
+    scale: Literal["smoke", "study"] = "study",
+) -> None:
+    """Compute the runs of a study that are not stored and print its table. Resumes after an interruption.
+
+    Args:
+        name: The study.
+        arms: Its arms. The default is all.
+        scale: smoke takes minutes, study takes hours.
+    """
+    from lvmlab.lab import studies
+
+    sys.argv = [f"lvmlab study {name}", *arms, "--scale", scale]
+    studies.of(name).main()
 
 
 def bench(names: tuple[str, ...] = ()) -> None:

@@ -1,6 +1,6 @@
 """Does augmentation balance a long tail? DeLVM's section 3.2 and figures 2 and 3, on mini-world with one.
 
-    python -m lvmlab.lab.studies.balancing [--scale smoke]    # every arm and seed that is not stored; goes on
+    lvmlab study balancing [--scale smoke]    # every arm and seed that is not stored; goes on
     where it was stopped
 
 Much segmentation, little derain, and pose of few pairs from few bodies on few photographs. Every arm trains

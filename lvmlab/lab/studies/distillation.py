@@ -1,6 +1,6 @@
 """What does a small student gain from a large teacher? DeLVM's section 3.3 and figure 4, with `mini-teacher`.
 
-    python -m lvmlab.lab.studies.distillation [--scale smoke] [ARM ...]    # every arm and seed that is not
+    lvmlab study distillation [--scale smoke] [ARM ...]    # every arm and seed that is not
     stored; goes on where it was stopped
 
 Every arm trains from the same seeds on the same frozen sentences, each read once, at a learning rate chosen

@@ -1,7 +1,7 @@
 """What do features know, in which layer, and does a lower loss mean better ones? AIM's questions (arXiv
 2401.08541, sections 4 and 5), in small.
 
-    python -m lvmlab.lab.studies.probing [--scale smoke] [ARM ...]    # every arm and seed that is not stored;
+    lvmlab study probing [--scale smoke] [ARM ...]    # every arm and seed that is not stored;
     goes on where it was stopped
 
 Probes tell mini-world's 25 classes of objects, from families that no training saw, and Fashion-MNIST's ten,

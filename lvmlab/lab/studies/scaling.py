@@ -1,7 +1,7 @@
 """How loss falls with parameters and tokens, and whether skill follows it (AIM's second finding, arXiv
 2401.08541, section 5).
 
-    python -m lvmlab.lab.studies.scaling [--scale smoke] [SIZE ...]    # every size that is not stored; goes
+    lvmlab study scaling [--scale smoke] [SIZE ...]    # every size that is not stored; goes
     on where it was stopped
 
 A size trains at a constant rate along one trunk; at each token budget a branch leaves it whose rate falls to

@@ -1,7 +1,7 @@
 """What a tokenizer's tokens carry; and a learned codebook (VQ) beside a fixed grid (FSQ, arXiv 2309.15505) at
 equal budget.
 
-python -m lvmlab.lab.studies.tokenizer    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in
+lvmlab study tokenizer    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in
 assets/runs
 """
 
