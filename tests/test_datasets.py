@@ -13,6 +13,7 @@ from pycocotools import mask as rle
 
 from lvmlab.data import augmentation as augment
 from lvmlab.data import readers as ds
+from lvmlab.data.readers import base
 from lvmlab.utils import images
 from lvmlab.world import skeleton
 
@@ -144,7 +145,9 @@ def test_coco_people_become_skeletons(tmp_path):
     partial[[9, 7], 2] = 0  # a hidden left arm
     reader = coco(tmp_path, [[person()], [partial], [np.zeros((17, 3))]])
     whole, part = (row.pictures[1] for row in rows(reader, 256))
-    assert list(reader.report.broken.values()) == ["no joint of it is annotated"]
+    assert (
+        list(reader.report.skipped.values()) == ["no joint of it is annotated"] and not reader.report.broken
+    )
     nose, wrist = (150 - 22, 60), (200 - 22, 155)  # 300 wide, cropped by 22 on the left
     assert (
         tuple(whole[nose[1], nose[0]]) == skeleton._WHEEL[0]
@@ -159,7 +162,7 @@ def test_coco_people_become_skeletons(tmp_path):
 
 
 def test_a_flipped_skeleton_swaps_left_and_right(tmp_path):
-    straight = ds.Skeletons(person()[None], 256, 300)
+    straight = augment.Skeletons(person()[None], 256, 300)
     flipped = straight.flipped()
     assert flipped.people[0, 5, 0] == 300 - person()[6, 0] and flipped.people[0, 6, 0] == 300 - person()[5, 0]
     drawn, mirrored = (
@@ -211,8 +214,8 @@ def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path):
         tmp_path / "a.jpg", least=481
     ).shape == (3, 480, 640)
     assert images.pixels(tmp_path / "a.bmp", least=96).shape == (3, 480, 640)
-    small = ds._files(tmp_path / "a.jpg", tmp_path / "a-label.jpg", 96)
-    whole = ds._files(tmp_path / "a.bmp", tmp_path / "a-label.jpg", 96)
+    small = base.pair(tmp_path / "a.jpg", tmp_path / "a-label.jpg", "pictures", 96)
+    whole = base.pair(tmp_path / "a.bmp", tmp_path / "a-label.jpg", "pictures", 96)
     assert [p.shape[-1] for p in (*small, *whole)] == [160, 160, 640, 640]
     near, far = (augment.pictures(found, 64).astype(int) for found in (small, whole))
     assert np.abs(near - far).mean() < 2.5
@@ -247,7 +250,7 @@ def test_sa1b_in_folders_and_shards(tmp_path):
     reader = ds.sa1b(inside, side=64)
     found = rows(reader, 64)
     assert [r.source for r in found] == [f"sa_1#{i}" for i in range(6)]
-    assert "5x5" in reader.report.broken["sa_2"] and "no mask" in reader.report.broken["sa_3"]
+    assert "5x5" in reader.report.broken["sa_2"] and "no mask" in reader.report.skipped["sa_3"]
     colours = {tuple(c) for r in found for c in r.pictures[1].reshape(-1, 3)}
     assert len(colours) == 3 and (0, 0, 0) in colours, (
         "the ground and each mask's own colour: where masks overlap nothing is added up"
@@ -381,7 +384,7 @@ def test_a_datasets_data_set(tmp_path):
     data.select([0]).to_parquet(tmp_path / "parquet" / "train.parquet")
     for where in ("disk", "parquet"):
         assert [
-            r.source for r in rows(ds.huggingface(ds.loaded(tmp_path / where, "train"), "photo", "mask"))
+            r.source for r in rows(ds.huggingface(ds.load_data(tmp_path / where, "train"), "photo", "mask"))
         ] == ["0"]
     with pytest.raises(ValueError, match="no column 'image': choose from photo, mask"):
         ds.huggingface(data)

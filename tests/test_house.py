@@ -135,7 +135,6 @@ def statements(tree):
 
 # still to be split
 LONG_FILES = {
-    "data.readers",
     "evaluation.scoring",
     "training.lvm",
     "training.tokenizer",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab.data.readers import loaded, saved
+from lvmlab.data.readers.hub import load_data, saved_by_datasets
 from lvmlab.utils import images, paths
 from lvmlab.utils.files import atomic, write_file
 from lvmlab.world import DEFAULT, Sources, default, scenes
@@ -94,9 +94,9 @@ def find(name: str | Path, split: str, size: int = 64) -> Labelled:
     made = {"objects": objects, "fashion": fashion_mnist}
     if name in made:
         return made[name](split, size)
-    if Path(name).is_dir() and not saved(name):
+    if Path(name).is_dir() and not saved_by_datasets(name):
         return image_folder(name, split, size)
-    return columns(loaded(name, {"val": "validation"}.get(split, split)), f"{Path(name).name} {split}", size)
+    return columns(load_data(name, split), f"{Path(name).name} {split}", size)
 
 
 def splits(name: str | Path, count: int, size: int = 64) -> list[Labelled]:

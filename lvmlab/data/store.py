@@ -175,7 +175,7 @@ def check_store(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], wr
         folder / "store.json",
         {"tokenizer": tokenizer.fingerprint, "tokens": tokenizer.tokens_per_image},
     )
-    theirs = json.loads(path.read_text()) if path.exists() else {**mine, "tasks": {}}
+    theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**mine, "tasks": {}}
     differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
     for task, origin in origins.items():
         there = theirs["tasks"].get(task, origin) if any(folder.glob(f"{task}.[0-9]*.arrow")) else origin
@@ -257,7 +257,7 @@ class Store:
         folder = Path(folder)
         if not (folder / "store.json").is_file():
             raise FileNotFoundError(f"{folder / 'store.json'} is missing: build a store there first")
-        self.meta = json.loads((folder / "store.json").read_text())
+        self.meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         parts: dict[str, list[Path]] = {}
         for path in _parts(folder):
             parts.setdefault(path.name.rsplit(".", 2)[0], []).append(path)

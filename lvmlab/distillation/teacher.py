@@ -69,7 +69,7 @@ def freeze(folder: str | Path, batches: Callable[[int, int, int], dict], count: 
     folder.mkdir(parents=True, exist_ok=True)
     identity = json.loads(json.dumps(identity))
     if (folder / "list.json").exists():
-        theirs = json.loads((folder / "list.json").read_text())
+        theirs = json.loads((folder / "list.json").read_text(encoding="utf-8"))
         if (theirs["identity"], theirs["count"]) != (identity, count):
             raise ValueError(
                 f"{folder} holds another list of {theirs['count']} sentences: choose another folder"
@@ -104,7 +104,7 @@ class Frozen:
 
     def __init__(self, folder: str | Path, size: int, seed: int, teacher: str | None = None):
         folder = Path(folder)
-        self.meta = json.loads((folder / "list.json").read_text())
+        self.meta = json.loads((folder / "list.json").read_text(encoding="utf-8"))
         self.arrays = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "read", "weights")
         }
@@ -150,11 +150,11 @@ class Cache:
     def __init__(self, folder: str | Path, teacher: str):
         self.teacher, where = teacher, Path(folder) / f"teacher-{teacher}"
         meta = (
-            json.loads((where / "cache.json").read_text())
+            json.loads((where / "cache.json").read_text(encoding="utf-8"))
             if (where / "cache.json").is_file()
             else {"done": 0}
         )
-        count = json.loads((Path(folder) / "list.json").read_text())["count"]
+        count = json.loads((Path(folder) / "list.json").read_text(encoding="utf-8"))["count"]
         if meta["done"] < count:
             raise FileNotFoundError(
                 f"{where} holds a teacher's word on {meta['done']} of {count} sentences: write_cache goes on "
@@ -182,7 +182,7 @@ def write_cache(
     where.mkdir(exist_ok=True)
     count, targets = len(read), read.shape[1] - 1
     meta = (
-        json.loads((where / "cache.json").read_text())
+        json.loads((where / "cache.json").read_text(encoding="utf-8"))
         if (where / "cache.json").is_file()
         else {"done": 0, "top": top}
     )

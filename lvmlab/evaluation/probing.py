@@ -195,7 +195,7 @@ def extract(
         write_file(
             folder / "done.json", json.dumps({"blocks": len(found), "trunk": trunk.name, "data": data.name})
         )
-    blocks = range(json.loads((folder / "done.json").read_text())["blocks"])
+    blocks = range(json.loads((folder / "done.json").read_text(encoding="utf-8"))["blocks"])
     means = [np.load(folder / f"mean-{b}.npy", mmap_mode="r") for b in blocks]
     return Extracted(
         means,

@@ -370,7 +370,7 @@ def evaluate(
             )
             part = part_path(folder, name, fingerprints[name], tokenizer, job) if folder else None
             if part and part.exists():
-                kept = json.loads(part.read_text())
+                kept = json.loads(part.read_text(encoding="utf-8"))
                 rows += kept["rows"]
                 correct[name, job] = np.array(kept["scores"]) > 0.5 * kept["rows"][0]["ceiling"]
                 bar.update()

@@ -143,7 +143,7 @@ def taming(path: Path) -> Found:
             f"name"
         )
     try:
-        params = yaml.safe_load(config.read_text())["model"]["params"]
+        params = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["params"]
         net = dict(params["ddconfig"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -550,7 +550,7 @@ def card(model: LVM, name: str) -> str:
     )
     return (
         (Path(__file__).parent / "cards" / "lvm.md")
-        .read_text()
+        .read_text(encoding="utf-8")
         .format(
             licence="apache-2.0" if ours and known else "other",
             name=name,

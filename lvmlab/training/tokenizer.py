@@ -440,7 +440,7 @@ def model_card(tokenizer: Tokenizer, log: list[dict]) -> str:
     scores = t.get("val") or next((r["val"] for r in reversed(log) if "val" in r), {})
     return (
         (Path(__file__).parent / "cards" / "tokenizer.md")
-        .read_text()
+        .read_text(encoding="utf-8")
         .format(
             c=c,
             t=t,

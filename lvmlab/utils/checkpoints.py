@@ -34,7 +34,7 @@ HARMLESS = (
 def read_config(path: Path) -> dict:
     """A JSON object. Raises CheckpointError."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
         return found

@@ -1,9 +1,7 @@
-"""The one strict way in and out for pictures: whatever a user has becomes a float tensor (3, H, W) in [0, 1]."""
+"""The strict way in and out for pictures: whatever a user has becomes a float tensor (3, H, W) in [0, 1]."""
 
-import io
 import os
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -12,28 +10,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from lvmlab.utils.files import atomic
+from lvmlab.utils.opening import ImageError, Source, open_picture, source_name
 
-Source = str | os.PathLike | bytes | IO[bytes] | Image.Image | np.ndarray | Tensor
-
-READ = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "AVIF",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "TGA",
-    "JPEG2000",
-    "ICO",
-)  # MPO opens as JPEG; no EPS: it runs a program
 WRITE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _LONGEST = 4  # times the short side: what lies farther from the centre never reaches a centre crop
-
-
-class ImageError(ValueError):
-    """A picture that cannot be used: names the picture and the remedy."""
 
 
 def load(source: Source, size: int | None = None) -> Tensor:
@@ -53,7 +33,7 @@ def load(source: Source, size: int | None = None) -> Tensor:
         )
     found = pixels(source)
     if size is not None:
-        found = _fit(found, size)
+        found = fitted(found, size)
     return (found.float() / 255 if found.dtype == torch.uint8 else found.float().clamp(0, 1)).contiguous()
 
 
@@ -65,7 +45,7 @@ def pixels(source: Source, least: int | None = None) -> Tensor:
         side no less than this: its
     decoder then leaves out frequencies that a resize would drop, in a fraction of the time.
     """
-    name = _name(source)
+    name = source_name(source)
     if isinstance(source, Tensor):
         return _from_array(source.detach().cpu(), name)
     if isinstance(source, np.ndarray):
@@ -75,14 +55,18 @@ def pixels(source: Source, least: int | None = None) -> Tensor:
             np.ascontiguousarray(source).astype(source.dtype.newbyteorder("="), copy=False)
         )
         return _from_array(array.permute(2, 0, 1) if array.ndim == 3 else array, name)
-    return _decode(source, name, least) if isinstance(source, Image.Image) else _read(source, name, least)
+    image = open_picture(source, name)
+    if image is source:
+        return _decode(image, name, least)
+    with image:
+        return _decode(image, name, least)
 
 
 def save(image: Tensor, path: str | os.PathLike) -> Path:
     """Writes float (3, H, W) in [0, 1], whole or not at all; the suffix (.png, .jpg, .webp) is the format.
     Raises ImageError.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     form = WRITE.get(path.suffix.lower())
     if form is None:
         raise ImageError(
@@ -140,52 +124,8 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(image))
 
 
-def _name(source: Source) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    inner = getattr(source, "filename", None) or getattr(source, "name", None)
-    if isinstance(inner, (str, os.PathLike)) and inner:
-        return os.fspath(inner)
-    return f"the picture given as {type(source).__name__}"
-
-
-def _read(source, name: str, least: int | None = None) -> Tensor:
-    """A path, bytes or file to pixels: uint8 or float (3, H, W)."""
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source).expanduser()
-        if path.is_dir():
-            raise ImageError(f"{name} is a folder: give one image file")
-        if not path.exists():
-            raise ImageError(f"{name} does not exist (seen from {Path.cwd()}): check the path")
-        try:
-            source = path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
-    elif hasattr(source, "read"):
-        source = source.read()
-    if not isinstance(source, (bytes, bytearray, memoryview)):
-        raise ImageError(
-            f"{name} is no picture: give a path, bytes, a file opened in binary mode, a PIL image, an array "
-            f"or a tensor"
-        )
-    if len(source) == 0:
-        raise ImageError(f"{name} is empty (0 bytes): download or export it again")
-    try:
-        image = Image.open(io.BytesIO(source), formats=READ)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name) from error
-    except Exception as error:
-        raise ImageError(f"{name} is no image that can be read here: convert it to PNG or JPEG") from error
-    with image:
-        return _decode(image, name, least)
-
-
 def _decode(image: Image.Image, name: str, least: int | None = None) -> Tensor:
     """A PIL image of any mode to uint8 or float (3, H, W)."""
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise _too_large(name, image.size)
-    if not image.width or not image.height:
-        raise ImageError(f"{name} has no pixels ({image.width}x{image.height}): export it again")
     try:
         if least and image.format == "JPEG" and min(image.size) > least:
             image.draft(None, [-(-side * least // min(image.size)) for side in image.size])
@@ -197,13 +137,10 @@ def _decode(image: Image.Image, name: str, least: int | None = None) -> Tensor:
     except Exception:  # damaged EXIF; the pixels are sound
         image = image.copy()
     try:
-        if (
-            image.mode.startswith("I") or image.mode == "F"
-        ):  # 16-bit grey, kept as such; "I" is how PIL reads some of it
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.asarray(image)
             return _from_array(
-                torch.from_numpy(np.asarray(image).astype(np.float32)),
-                name,
-                top=None if image.mode == "F" else 65535,
+                torch.from_numpy(values.astype(np.float32)), name, top=_top(image.mode, values)
             )
         if image.mode == "La":  # PIL turns premultiplied grey into LA only
             image = image.convert("LA")
@@ -218,6 +155,13 @@ def _decode(image: Image.Image, name: str, least: int | None = None) -> Tensor:
             f"{name} has PIL mode {image.mode!r}, which does not become RGB ({error}): convert it to RGB "
             f"first"
         ) from error
+
+
+def _top(mode: str, values: np.ndarray) -> int | None:
+    """The value that is white: 65535 for 16 bits, the range that holds them for 32 bits, 1 for floats."""
+    if mode == "F":
+        return None
+    return 255 if mode == "I" and values.max() <= 255 else 65535
 
 
 def _from_array(array: Tensor, name: str, top: int | None = None) -> Tensor:
@@ -251,21 +195,20 @@ def _check_range(array: Tensor, name: str) -> None:
         )
 
 
-def _fit(pixels: Tensor, size: int) -> Tensor:
-    """(3, H, W) to (3, size, size): short side resized, centre cropped."""
+def fitted(pixels: Tensor, size: int, nearest: bool = False) -> Tensor:
+    """(3, H, W) to (3, size, size): short side resized, centre cropped.
+
+    Args:
+        pixels: of any dtype.
+        size: pixels along each side.
+        nearest: take the nearest pixel and mix no colours, for masks.
+    """
     height, width = pixels.shape[-2:]
     short = min(height, width)
     if max(height, width) > _LONGEST * short:  # a ribbon would become huge
         pixels = F.center_crop(pixels, [min(height, _LONGEST * short), min(width, _LONGEST * short)])
-    return F.center_crop(F.resize(pixels, [size], antialias=True), [size, size])
-
-
-def _too_large(name: str, size: tuple[int, int] | None = None) -> ImageError:
-    shape = f" ({size[0]}x{size[1]})" if size else ""
-    return ImageError(
-        f"{name} is larger than PIL holds safe{shape}, a possible decompression bomb: make it smaller, "
-        "or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    )
+    mode = F.InterpolationMode.NEAREST_EXACT if nearest else F.InterpolationMode.BILINEAR
+    return F.center_crop(F.resize(pixels, [size], mode, antialias=not nearest), [size, size])
 
 
 def _wrong_array(name: str, shape, dtype) -> ImageError:

@@ -107,11 +107,14 @@ def prompt(
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.utils import images
     from lvmlab.utils.files import atomic
+    from lvmlab.utils.labels import load_label
 
     tok = Tokenizer.from_pretrained(tokenizer)
     lvm = load_models((model,))[Path(model).name]
-    pictures = [images.load(path, tok.size) for path in examples]
-    pairs = tuple(zip(pictures[::2], pictures[1::2], strict=True))
+    pairs = tuple(
+        (images.load(image, tok.size), load_label(label, tok.size, turned_like=image))
+        for image, label in zip(examples[::2], examples[1::2], strict=True)
+    )
     question = images.load(query, tok.size)
     options = {}
     if not greedy:

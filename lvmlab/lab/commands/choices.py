@@ -11,3 +11,4 @@ Objective = Literal["forward", "reverse", "js", "skew", "hidden", "own", "smooth
 Precision = Literal["auto", "fp32", "bf16"]
 GPU = Literal["here", "A100", "H100", "H200", "L4", "RTX 4090"]
 Reader = Literal["pairs", "coco-pose", "sa1b", "rain13k", "gopro", "clips", "images", "pascal5i", "datasets"]
+Labels = Literal["masks", "pictures"]

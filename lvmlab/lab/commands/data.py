@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from lvmlab.lab.commands.checks import check_file, check_folder, check_model
-from lvmlab.lab.commands.choices import Reader
+from lvmlab.lab.commands.choices import Labels, Reader
 
 Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
 
@@ -26,6 +26,7 @@ def tokenize(
     parquet: Path | None = None,
     image: str = "image",
     label: str | None = None,
+    labels: Labels | None = None,
 ) -> None:
     """Turn a data set into a token store. Resumes after an interruption.
 
@@ -46,6 +47,7 @@ def tokenize(
         parquet: A folder that also gets the store as Parquet files.
         image: With --reader datasets, the column of pictures.
         label: With --reader datasets, the column of labels. Without it the rows are single pictures.
+        labels: What the labels are: masks, whose colours are never mixed, or pictures. The default looks at some.
     """
     if reader == "coco-pose" and annotations is None:
         raise ValueError("coco-pose needs --annotations person_keypoints_....json")
@@ -61,7 +63,7 @@ def tokenize(
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.utils.device import default_device
 
-    source = _open(reader, root, annotations, split, fold, image, label)
+    source = _open(reader, root, annotations, split, fold, image, label, labels)
     source.task = task or source.task
     state = PartialState(cpu=default_device().type == "cpu")
     build(
@@ -92,16 +94,22 @@ def _open(
     fold: int,
     image: str,
     label: str | None,
+    labels: str | None,
 ):
     """The reader of a data set."""
     from lvmlab.data import readers
 
+    if labels and reader not in ("pairs", "datasets"):
+        raise ValueError(f"--labels is for the readers pairs and datasets; {reader} knows its own")
     named = {"split": split} if split else {}
     if reader == "coco-pose":
         return readers.coco_pose(root, annotations, **named)
     if reader == "pascal5i":
         return readers.pascal5i(root, fold, **named)
     if reader == "datasets":
-        return readers.huggingface(readers.loaded(root, split or "train"), image, label, **named)
-    names = {"pairs": "paired_folder", "images": "image_folder"}
-    return getattr(readers, names.get(reader, reader))(root, **named)
+        return readers.huggingface(
+            readers.load_data(root, split or "train"), image, label, kind=labels, **named
+        )
+    if reader == "pairs":
+        return readers.paired_folder(root, kind=labels, **named)
+    return getattr(readers, {"images": "image_folder"}.get(reader, reader))(root, **named)

@@ -40,7 +40,7 @@ def gallery(
             raise FileNotFoundError(
                 f"{folder} holds no answers of {name} to {job.task}: run `lvmlab evaluate` first"
             )
-        part, asked = json.loads(path.read_text()), prompts(job)
+        part, asked = json.loads(path.read_text(encoding="utf-8")), prompts(job)
         chosen = worst(np.array(part["scores"]), [s.pairs[-1].source for s in asked], count)
         answers = picture(tokenizer, torch.tensor([part["tokens"][i] for i in chosen]))
         metric = part["rows"][0]["metric"]

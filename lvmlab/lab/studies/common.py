@@ -79,7 +79,7 @@ def kept(path: Path, compute: Callable[[], dict]) -> dict:
     if not path.exists():
         row = compute()
         write_file(path, json.dumps(row))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer) -> Scorers:

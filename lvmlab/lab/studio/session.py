@@ -24,6 +24,7 @@ from lvmlab.model.pretrained import shipped
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
 from lvmlab.utils.device import describe
+from lvmlab.utils.labels import load_label
 from lvmlab.world import of_size, tasks
 from lvmlab.world.sentences import PAIRS, Sentence, sentence
 from lvmlab.world.tasks.base import Encoding, Pair, read_mask
@@ -116,12 +117,13 @@ class Session:
         """A picture of the user's as the ``side``, image or label, of pair ``at``; of the last, the query,
         the truth is then unknown.
         """
+        load = load_label if side == "label" else images.load
         pairs = list(self.asked.pairs)
         pairs[at] = replace(
             pairs[at],
             truth={},
             source="",
-            **{side: images.to_uint8(images.load(source, self.tokenizer.size))},
+            **{side: images.to_uint8(load(source, self.tokenizer.size))},
         )
         self.set(replace(self.asked, pairs=pairs), self.known and at < len(pairs) - 1)
 

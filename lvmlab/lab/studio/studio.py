@@ -38,10 +38,10 @@ class Studio(anywidget.AnyWidget):
     """
 
     _esm = "\n".join(
-        (HERE / f"{name}.js").read_text()
+        (HERE / f"{name}.js").read_text(encoding="utf-8")
         for name in ("parts", "prompt", "answer", "inside", "panels", "studio")
     )
-    _css = (HERE / "studio.css").read_text()
+    _css = (HERE / "studio.css").read_text(encoding="utf-8")
     choices, prompt, answer, inside, compare, sensitivity, taken, status = (
         Dict().tag(sync=True) for _ in range(8)
     )
