@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab.data.readers.hub import load_data, saved_by_datasets
+from lvmlab.data.readers.hub import load_data, saved_by_datasets, source_of, undecoded
 from lvmlab.utils import images, paths
 from lvmlab.utils.files import atomic, write_file
+from lvmlab.utils.listing import list_files, list_shared_classes, split_name
+from lvmlab.utils.opening import SUFFIXES
 from lvmlab.world import DEFAULT, Sources, default, scenes
 from lvmlab.world.sentences import generator
 
@@ -94,7 +96,7 @@ def find(name: str | Path, split: str, size: int = 64) -> Labelled:
     made = {"objects": objects, "fashion": fashion_mnist}
     if name in made:
         return made[name](split, size)
-    if Path(name).is_dir() and not saved_by_datasets(name):
+    if Path(name).expanduser().is_dir() and not saved_by_datasets(name):
         return image_folder(name, split, size)
     return columns(load_data(name, split), f"{Path(name).name} {split}", size)
 
@@ -105,8 +107,29 @@ def splits(name: str | Path, count: int, size: int = 64) -> list[Labelled]:
     """
     if name in ("objects", "fashion"):
         return [find(name, split, size).first(count) for split in ("train", "val", "test")]
-    train = find(name, "train", size)
-    return [train.first(count), train.first(count, after=count), find(name, "val", size).first(count)]
+    train, val = same_classes([find(name, "train", size), find(name, "val", size)])
+    parts = [train.first(count), train.first(count, after=count), val.first(count)]
+    for part in parts:
+        if not len(part):
+            raise ValueError(
+                f"{part.name} holds no pictures: a probe takes {count} of each class to fit, {count} others "
+                f"to choose by and some to score; ask for fewer, or give more pictures"
+            )
+    return parts
+
+
+def same_classes(parts: list[Labelled]) -> list[Labelled]:
+    """The same pictures under one numbering of the classes of all parts."""
+    if all(part.classes == parts[0].classes for part in parts):
+        return parts
+    classes = sorted({name for part in parts for name in part.classes})
+    numbers = {name: i for i, name in enumerate(classes)}
+    return [
+        replace(
+            part, classes=classes, labels=np.array([numbers[part.classes[label]] for label in part.labels])
+        )
+        for part in parts
+    ]
 
 
 def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None = None) -> Labelled:
@@ -183,17 +206,27 @@ def _unpacked(root: Path, name: str) -> Path:
 
 
 def image_folder(root: str | Path, split: str = "", size: int = 224) -> Labelled:
-    """root[/split]/CLASS/*, as ImageNet lies on disk; every picture is a source of its own."""
-    from torchvision.datasets import ImageFolder
+    """root[/split]/CLASS/*, as ImageNet has them; every picture is a source of its own.
 
-    found = ImageFolder(Path(root) / split)
+    A class has one number in every split of ``root``.
+    """
+    root = Path(root).expanduser()
+    if split and root.is_dir():
+        split = split_name(split, [path.name for path in root.iterdir() if path.is_dir()])
+    classes = list_shared_classes(root, split)
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        if (root / split / name).is_dir()
+        for path in list_files(root / split / name, SUFFIXES)
+    ]
     return Labelled(
-        f"{Path(root).name} {split}".strip(),
+        f"{root.name} {split}".strip(),
         size,
-        lambda i: images.to_uint8(images.load(found.samples[i][0], size)),
-        np.array(found.targets),
-        found.classes,
-        np.arange(len(found.targets)),
+        lambda i: images.to_uint8(images.load(files[i][0], size)),
+        np.array([label for _, label in files]),
+        classes,
+        np.arange(len(files)),
     )
 
 
@@ -205,13 +238,14 @@ def columns(data, name: str, size: int = 224, image: str = "image", label: str =
         raise ValueError(
             f"{name} has no column {', '.join(sorted(missing))}: choose from {', '.join(data.column_names)}"
         )
+    data = undecoded(data, image)
     names, labels = np.unique(data[label], return_inverse=True)
     if known := getattr(data.features[label], "names", None):
         names, labels = known, np.array(data[label])
     return Labelled(
         name,
         size,
-        lambda i: images.to_uint8(images.load(data[i][image], size)),
+        lambda i: images.to_uint8(images.load(source_of(data[i][image]), size)),
         labels,
         [*map(str, names)],
         np.arange(len(labels)),

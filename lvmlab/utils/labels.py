@@ -93,17 +93,24 @@ def count_colours(pixels: Tensor) -> int:
 def choose_kind(labels: Iterable[Source]) -> tuple[Kind, str]:
     """What the labels of a data set are, from a sample of them, and a sentence that says so.
 
-    More than half of those that can be read decide. A label is looked at before it is stretched.
+    More than half of those that can be read decide.
     """
     few = total = 0
     for label in labels:
         try:
-            few += is_mask(label_pixels(label, "pictures"))
+            few += _looks_like_a_mask(label)
         except ValueError:
             continue
         total += 1
     kind = "masks" if 2 * few > total else "pictures"
     return kind, f"labels are {kind}: {few} of {total} looked at have at most {FEW} colours"
+
+
+def _looks_like_a_mask(source: Source) -> bool:
+    if isinstance(source, (np.ndarray, Tensor)):
+        return is_mask(_as_uint8(images.pixels(source)))
+    name = source_name(source)
+    return is_mask(_opaque(_decoded(source, name), "black", name))
 
 
 def _decoded(source: Source, name: str) -> Image.Image:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from lvmlab.utils.opening import SUFFIXES
+
 IGNORED = ("__MACOSX", "Thumbs.db")
 
 
@@ -70,7 +72,7 @@ def by_stem(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def list_classes(root: str | Path) -> list[str]:
-    """The names of the class folders below ``root``, sorted as `torchvision.datasets.ImageFolder` sorts them.
+    """The names of the folders of pictures in ``root``, sorted as `torchvision.datasets.ImageFolder` sorts them.
 
     Raises:
         FileNotFoundError: there is no such folder, or no class in it.
@@ -78,10 +80,31 @@ def list_classes(root: str | Path) -> list[str]:
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder: check the path and the data set's layout")
-    names = sorted(check_name(p).name for p in root.iterdir() if p.is_dir() and visible([p.name]))
+    names = sorted(check_name(p).name for p in root.iterdir() if visible([p.name]) and _holds_pictures(p))
     if not names:
         raise FileNotFoundError(f"{root} holds no class folders: give ROOT/CLASS/PICTURE")
     return names
+
+
+def list_shared_classes(root: str | Path, split: str) -> list[str]:
+    """The classes of all splits of a data set, so that a class has one number in each of them.
+
+    Args:
+        root: the folder of the splits.
+        split: one of them; "" where ``root`` holds the classes themselves.
+    """
+    root = Path(root).expanduser()
+    if not split:
+        return list_classes(root)
+    splits = [root / name for names in SPLITS for name in names if (root / name).is_dir()]
+    return sorted({name for folder in {*splits, root / split} for name in list_classes(folder)})
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        path.suffix.lower() in SUFFIXES and visible(path.relative_to(folder).parts)
+        for path in folder.rglob("*")
+    )
 
 
 SPLITS = (("train", "training"), ("val", "validation", "valid", "dev"), ("test", "testing"))
