@@ -38,7 +38,7 @@ def hold(folder: str | Path) -> Iterator[None]:
         ) from None
     try:
         launch = {"process": os.getpid(), "machine": socket.gethostname()}
-        owner.write_text(json.dumps(launch | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        owner.write_text(json.dumps(launch | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}), encoding="utf-8")
         yield
     finally:
         owner.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def hold(folder: str | Path) -> Iterator[None]:
 def _named(owner: Path) -> str:
     """The launch that wrote ``owner``, for a message."""
     try:
-        launch = json.loads(owner.read_text())
+        launch = json.loads(owner.read_text(encoding="utf-8"))
         return f"process {launch['process']} on {launch['machine']} since {launch['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
