@@ -300,6 +300,23 @@ def test_a_run_stays_below_the_cache(tmp_path, monkeypatch, name):
             call(name)
 
 
+def test_one_broken_run_stops_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept = runs.save("sound", {"a": 1}, 1, 0.0)
+    for name, text in (("torn-000000000000", '{"name": "to'), ("list-000000000000", "[]")):
+        (runs.folders()["cache"] / f"{name}.json").write_text(text)
+        for call in (runs.listing, lambda: runs.find("sound", a=1), runs.prune):
+            if call is runs.listing or call is runs.prune:
+                with pytest.warns(UserWarning, match=f"{name}.json is no run"):
+                    call()
+            else:
+                assert call()["name"] == kept["name"]
+        with pytest.raises(ValueError, match=f"{name}.json is no run.*remove it"):
+            runs.load(name)
+        (runs.folders()["cache"] / f"{name}.json").unlink()
+    assert kept["name"] in set(runs.listing().name)
+
+
 def test_sizes_are_compared_before_anything_is_allocated(tmp_path):
     picture(tmp_path / "sa_1.jpg")
     for size, counts in (([10**9, 10**9], "0"), ([16, 20], [10**18]), ([16, 20], [-5, 325]), ([16], [320])):

@@ -38,7 +38,13 @@ def test_a_renamed_field_moves_the_run(tables, tmp_path):
     config = {"shape": {"width": 8}, "few": 3, "arm": {"scheme": "resampled", "share": 0.5}}
     renewed = {"shape": {"dim": 8, "bias": False}, "limit": 3, "arm": {"scheme": "balanced"}}
     path = tmp_path / f"{runs.key('probe', config)}.json"
-    record = {"name": path.stem, "study": "probe", "config": config, "world": runs.DEFAULT.version, "result": [1.5]}
+    record = {
+        "name": path.stem,
+        "study": "probe",
+        "config": config,
+        "world": runs.DEFAULT.version,
+        "result": [1.5],
+    }
     path.write_text(json.dumps(record))
 
     moved = rekey.rekey(path)

@@ -82,12 +82,12 @@ def trainings_table() -> pd.DataFrame:
 def training_row(name: str) -> dict[str, str]:
     """One shipped model: parameters, what it was trained on, how long."""
     folder = paths.assets() / "models" / name
-    training = json.loads((folder / "config.json").read_text())["training"]
+    training = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]
     row = {"model": f"`{name}`", "parameters": f"{training['parameters'] / 1e6:.2f}M"}
 
     # a tokenizer's record names no device; its time is in its log
     if "stages" not in training:
-        hours = json.loads((folder / "log.json").read_text())[-1]["seconds"] / 3600
+        hours = json.loads((folder / "log.json").read_text(encoding="utf-8"))[-1]["seconds"] / 3600
         what = f"{training['step']} steps of {training['more']['batch']} pictures"
         return row | {"trained on": what, "time": f"{hours:.1f} h"}
 

@@ -4,12 +4,14 @@ A run is one JSON file named ``STUDY-HASH.json``. ``run`` looks among the shippe
 it computes. Each record carries its provenance: seed, versions, wall time, commit.
 """
 
+import glob
 import hashlib
 import importlib.metadata
 import json
 import shutil
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,16 +92,31 @@ def load(name: str) -> dict:
 
     Raises:
         FileNotFoundError: No run or several runs have such a name; it lists them.
+        ValueError: The name is a path, or the file is damaged or says another name.
     """
-    candidates = {
-        path.stem: path for _, path in reversed([*_files(f"{name}*")])
-    }  # the shipped one of two last
+    pattern = f"{glob.escape(paths.check_component(name, 'the run'))}*"
+    candidates = {path.stem: path for _, path in reversed([*_files(pattern)])}  # the shipped one of two last
     if len(candidates) > 1 and name not in candidates:
         raise FileNotFoundError(f"{name!r} names several runs: {', '.join(sorted(candidates))}")
     if not candidates:
         raise FileNotFoundError(f"no run {name!r} is stored (stored: {_names()})")
-    path = candidates.get(name, next(iter(candidates.values())))
-    return json.loads(path.read_text())
+    return read(candidates.get(name, next(iter(candidates.values()))))
+
+
+def read(path: Path) -> dict:
+    """The record of a run's file.
+
+    Raises:
+        ValueError: The file is damaged, no run, or says another name than its own; it names the file.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        name, missing = record["name"], {"study", "config", "world"} - record.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no run ({error!r}): remove it, or copy it again") from error
+    if name != path.stem or missing:
+        raise ValueError(f"{path} says that it is the run {name!r}: remove it, or copy it again")
+    return record
 
 
 def find(study: str, **config) -> dict:
@@ -118,8 +135,7 @@ def find(study: str, **config) -> dict:
 def matching(study: str, where: str = "shipped", **config) -> list[dict]:
     """The shipped or the cached runs of a study whose configuration holds these values, the newest last."""
     matches = []
-    for path in sorted(folders()[where].glob(f"{study}-*.json"), key=lambda path: path.stat().st_mtime):
-        record = json.loads(path.read_text())
+    for _, path, record in sorted(_records(f"{study}-*", where), key=lambda row: row[1].stat().st_mtime):
         fields = record["config"] | {"world": record["world"]}
         if record["study"] == study and all(fields.get(name) == value for name, value in config.items()):
             matches.append(record)
@@ -131,8 +147,8 @@ def listing() -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for where, path in _files("*"):
-        record, stat = json.loads(path.read_text()), path.stat()
+    for where, path, record in _records("*"):
+        stat = path.stat()
         rows.append(record | {"where": where, "bytes": stat.st_size, "written": stat.st_mtime})
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -142,17 +158,17 @@ def promote(name: str) -> Path:
     full = load(name)["name"]
     cached, path = (folders()[where] / f"{full}.json" for where in ("cache", "shipped"))
     if cached.is_file():
-        write_file(path, cached.read_text())
+        write_file(path, cached.read_text(encoding="utf-8"))
     return path
 
 
 def prune() -> list[str]:
     """Removes the cached runs of other worlds and those that are shipped as they are; returns their names."""
     removed = []
-    for where, path in _files("*"):
+    for where, path, record in _records("*"):
         shipped = folders()["shipped"] / path.name
-        same = shipped.is_file() and shipped.read_text() == path.read_text()
-        if where == "cache" and (same or json.loads(path.read_text())["world"] != DEFAULT.version):
+        same = shipped.is_file() and shipped.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+        if where == "cache" and (same or record["world"] != DEFAULT.version):
             path.unlink()
             removed.append(path.stem)
     return removed
@@ -174,6 +190,17 @@ def _files(pattern: str) -> Iterator[tuple[str, Path]]:
     for where, folder in folders().items():
         for path in sorted(folder.glob(f"{pattern}.json")):
             yield where, path
+
+
+def _records(pattern: str, *places: str) -> Iterator[tuple[str, Path, dict]]:
+    """Where each run is stored, its file and its record. A damaged file is named in a warning and left out."""
+    for where, path in _files(pattern):
+        if places and where not in places:
+            continue
+        try:
+            yield where, path, read(path)
+        except ValueError as error:
+            warnings.warn(f"{error}; it is left out here", stacklevel=3)
 
 
 def _names() -> str:

@@ -154,7 +154,7 @@ def _check_loaded(llama: LlamaForCausalLM, info: dict, name: str | Path) -> None
 
 def _model_type(path: Path) -> str | None:
     try:
-        return json.loads(path.read_text()).get("model_type")
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return None
 

@@ -72,7 +72,7 @@ def by_stem(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def list_classes(root: str | Path) -> list[str]:
-    """The names of the folders of pictures in ``root``, sorted as `torchvision.datasets.ImageFolder` sorts them.
+    """The names of the folders of pictures in ``root``, sorted as torchvision's ImageFolder sorts them.
 
     Raises:
         FileNotFoundError: there is no such folder, or no class in it.

@@ -1,4 +1,4 @@
-"""Rain13K (Zamir et al. 2021, arXiv 2102.02808): rainy pictures and clean ones, as folders or BasicSR's lmdb."""
+"""Rain13K (Zamir et al. 2021, arXiv 2102.02808): rainy pictures and clean ones, as folders or lmdb."""
 
 from pathlib import Path
 

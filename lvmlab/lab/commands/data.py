@@ -47,7 +47,7 @@ def tokenize(
         parquet: A folder that also gets the store as Parquet files.
         image: With --reader datasets, the column of pictures.
         label: With --reader datasets, the column of labels. Without it the rows are single pictures.
-        labels: What the labels are: masks, whose colours are never mixed, or pictures. The default looks at some.
+        labels: What the labels are. The colours of masks are never mixed. The default looks at some labels.
     """
     if reader == "coco-pose" and annotations is None:
         raise ValueError("coco-pose needs --annotations person_keypoints_....json")
