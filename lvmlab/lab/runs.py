@@ -135,7 +135,7 @@ def find(study: str, **config) -> dict:
 def matching(study: str, where: str = "shipped", **config) -> list[dict]:
     """The shipped or the cached runs of a study whose configuration holds these values, the newest last."""
     matches = []
-    for _, path, record in sorted(_records(f"{study}-*", where), key=lambda row: row[1].stat().st_mtime):
+    for _, _, record in sorted(_records(f"{study}-*", where), key=lambda row: row[1].stat().st_mtime):
         fields = record["config"] | {"world": record["world"]}
         if record["study"] == study and all(fields.get(name) == value for name, value in config.items()):
             matches.append(record)

@@ -31,7 +31,7 @@ from lvmlab.utils.checkpoints import (
     require,
     weights_in,
 )
-from lvmlab.utils.files import atomic
+from lvmlab.utils.files import atomic, write_file
 
 WEIGHTS, CONTEXT, BASE = "pytorch_model.bin", 2048, 10_000.0
 GELUS = {
@@ -235,18 +235,12 @@ def save_delvm(llama: LlamaForCausalLM, folder: Path) -> None:
     with atomic(folder / WEIGHTS) as temporary:
         torch.save(state | rotary, temporary)
     fields = {k: getattr(config, k) for k in (*_SIZES, "rms_norm_eps", "max_position_embeddings")}
-    with atomic(folder / "config.json") as temporary:
-        temporary.write_text(
-            json.dumps(
-                {
-                    "model_type": "internlm",
-                    "architectures": ["InternLMForCausalLM"],
-                    "bias": config.attention_bias,
-                    "hidden_act": "silu",
-                    "tie_word_embeddings": False,
-                    **fields,
-                },
-                indent=1,
-            )
-            + "\n"
-        )
+    exported = {
+        "model_type": "internlm",
+        "architectures": ["InternLMForCausalLM"],
+        "bias": config.attention_bias,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        **fields,
+    }
+    write_file(folder / "config.json", json.dumps(exported, indent=1) + "\n")
