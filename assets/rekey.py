@@ -57,6 +57,26 @@ REMOVED: list[tuple[str, str, tuple[str, ...]]] = []
 ADDED: list[tuple[str, str, dict]] = []
 
 
+def distillation(config: dict) -> dict:
+    """A configuration of the study of distillation, whose objective became a `Distillation` and `on_policy`."""
+    if "objective" not in config:
+        return config
+    former = config.pop("objective")
+    name = former and former["name"]
+    config["on_policy"] = former["share"] if name == "own" else 0.0
+    config["arm"] = "on-policy" if config["arm"] == "own" else config["arm"]
+    config["distillation"] = former and {
+        "divergence": {"own": "forward", "smoothing": None}.get(name, name),
+        "ce": former["ce"],
+        "kd": former["kd"],
+        "temperature": former["temperature"],
+        "alpha": None if name == "smoothing" else former["amount"],
+        "min_confidence": former["sure"] if name == "own" else 0.0,
+        "label_smoothing": former["amount"] if name == "smoothing" else 0.0,
+    }
+    return config
+
+
 def part(config: dict, path: str) -> dict:
     """A part of a configuration, "network" or "arm.mixture"; an empty one where the run has none."""
     for name in filter(None, path.split(".")):
@@ -95,6 +115,9 @@ def renew(study: str, config: dict) -> dict:
     for path, names in mine(REMOVED):
         for name in names:
             part(config, path).pop(name, None)
+
+    if study == "distillation":
+        config = distillation(config)
 
     for path, values in mine(ADDED):
         fields = part(config, path)

@@ -1,4 +1,4 @@
-"""Small token stores of known numbers, for tests."""
+"""Small token stores of known numbers, and trainings on them, for tests."""
 
 import json
 from pathlib import Path
@@ -37,3 +37,43 @@ def write_store(folder: Path, tasks: dict[str, np.ndarray]) -> None:
         "tasks": {task: {"world": "mini-world-v1"} for task in tasks},
     }
     (folder / "store.json").write_text(json.dumps(meta))
+
+
+def fit_lvm(
+    store,
+    folder,
+    *,
+    config,
+    recipe,
+    shape=None,
+    start=None,
+    codebook=None,
+    factored=False,
+    grid=None,
+    lora=0,
+    compiled=False,
+    checkpointing=False,
+    **options,
+):
+    """A training put together from its parts. store: a folder, or frozen sentences."""
+    from lvmlab.model.lvm import LVM
+    from lvmlab.training import preparation as prepare
+    from lvmlab.training.lvm import train_lvm
+    from lvmlab.training.sampler import SentenceSampler
+
+    model = LVM.from_shape(shape, seed=config.seed) if start is None else prepare.load_start(start)
+    if codebook is not None:
+        prepare.start_from_codebook(model, codebook, seed=config.seed, factored=factored)
+    if grid:
+        prepare.start_from_grid(model, grid)
+    if lora:
+        prepare.add_adapters(model, lora, seed=config.seed)
+    if checkpointing:
+        prepare.checkpoint_activations(model)
+    if compiled:
+        prepare.compile_layers(model)
+    batches = store
+    if isinstance(store, Path):
+        seed = prepare.sentence_seed(model, config.seed)
+        batches = SentenceSampler(store, recipe, steps=config.steps, seed=seed)
+    return train_lvm(model, batches, folder, config, progress=False, **options)

@@ -131,7 +131,7 @@ def test_signals_end_in_one_line_and_their_code(sent, code):
 
 
 def test_choices_in_the_help_are_those_of_the_package():
-    from lvmlab.distillation.objectives import OBJECTIVES
+    from lvmlab.distillation.objectives import DIVERGENCES
     from lvmlab.lab.commands import checks, choices
     from lvmlab.model.aim import AIM_PRESETS
     from lvmlab.model.config import LVM_PRESETS
@@ -143,7 +143,7 @@ def test_choices_in_the_help_are_those_of_the_package():
         (choices.ModelPreset, LVM_PRESETS),
         (choices.AIMPreset, AIM_PRESETS),
         (choices.TokenizerPreset, VQGAN_PRESETS),
-        (choices.Objective, OBJECTIVES),
+        (choices.Divergence, DIVERGENCES),
         (choices.Precision, PRECISIONS),
         (choices.GPU, ("here", *cost.PEAKS)),
     ):
@@ -263,7 +263,7 @@ def test_one_command_trains_on_a_store_from_a_teacher_on_two_processes(tmp_path)
         str(tmp_path / "store"),
         "--teacher",
         "mini-student",
-        "--objective",
+        "--divergence",
         "js",
         "--steps",
         "2",
@@ -282,10 +282,10 @@ def test_one_command_trains_on_a_store_from_a_teacher_on_two_processes(tmp_path)
     assert found.returncode == 0 and [r["step"] for r in read_log(tmp_path / "training")] == [0, 1], (
         found.stderr
     )
-    found = lvmlab(*command[:1], str(tmp_path / "other"), *command[2:], "--objective", "sideways")
+    found = lvmlab(*command[:1], str(tmp_path / "other"), *command[2:], "--divergence", "sideways")
     assert (
         found.returncode != 0
-        and "'sideways' for argument '--objective'" in " ".join(found.stderr.replace("│", " ").split())
+        and "'sideways' for argument '--divergence'" in " ".join(found.stderr.replace("│", " ").split())
         and "Traceback" not in found.stderr
     )
 

@@ -6,17 +6,17 @@ import layouts
 import numpy as np
 import pytest
 import torch
-from stores import TOKENIZER, write_store
+from stores import TOKENIZER, fit_lvm, write_store
 from transformers import LlamaForCausalLM
 
 from lvmlab.data.mixture import Mixture
-from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.model.generation import complete_tokens
 from lvmlab.model.lora import SCALE, adapt, merge
 from lvmlab.model.lvm import LVM
 from lvmlab.training.checkpoints import load_checkpoint
+from lvmlab.training.export import export_lvm, load_lvm
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import LVMRecipe, export_lvm, load_lvm, train_lvm
+from lvmlab.training.recipe import LVMRecipe
 
 pytestmark = pytest.mark.slow
 
@@ -41,16 +41,7 @@ def folder_of(kind, tmp_path):
 
 
 def tuned(store, folder, start, config=CONFIG, **options):
-    return train_lvm(
-        store,
-        folder,
-        start=start,
-        config=config,
-        recipe=RECIPE,
-        tokens_per_image=4,
-        progress=False,
-        **options,
-    )
+    return fit_lvm(store, folder, start=start, config=config, recipe=RECIPE, **options)
 
 
 @pytest.mark.parametrize("lora", [0, 2], ids=["whole", "adapters"])
@@ -138,11 +129,6 @@ def test_fresh_adapters_change_nothing_and_what_does_not_fit_is_refused(tmp_path
     assert 0 < sum(p.numel() for p in lvm.parameters() if p.requires_grad) < 0.15 * lvm.num_parameters
     with pytest.raises(ValueError, match="lora=-1"):
         adapt(lvm, -1)
-    with pytest.raises(ValueError, match="give the shape of a new model"):
-        train_lvm(store, tmp_path / "none", config=CONFIG)
-    assert LVM_PRESETS["tiny"] != LVMConfig(32, 2, 2, 96)
-    with pytest.raises(ValueError, match="hidden_size=32 for 48"):
-        tuned(store, tmp_path / "other", LVM.from_shape("tiny"), shape=LVMConfig(48, 2, 2, 96))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install lvmlab\[lora\]"):
         tuned(store, tmp_path / "missing", LVM.from_shape("tiny"), lora=2)

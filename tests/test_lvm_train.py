@@ -7,31 +7,24 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from stores import write_store
+from stores import TOKENIZER, fit_lvm, write_store
 
 from lvmlab.data.mixture import Mixture
+from lvmlab.data.store import save_table
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.initialisation import init_from_grid
 from lvmlab.model.lvm import LVM
 from lvmlab.training.checkpoints import TrainingError
+from lvmlab.training.export import export_lvm, load_lvm, push_lvm
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import (
-    LVMRecipe,
-    corrupt_answers,
-    export_lvm,
-    load_lvm,
-    permute_label_codes,
-    push_lvm,
-    train_lvm,
-    weights,
-)
+from lvmlab.training.recipe import LVMRecipe, token_weights
+from lvmlab.training.sampler import corrupt_answers, permute_label_codes
 from lvmlab.utils.device import default_device, describe
 
 CONFIG = TrainConfig(steps=60, lr=1e-2, warmup=5, precision="fp32", save_every=100, log_every=1)
 RECIPE = LVMRecipe(
     tokens=128,
     phases=((0.5, 2), (1.0, 4)),
-    grid_start=False,
     mixture=Mixture("balanced", weights={"segmentation": 0.8, "motion": 0.2}),
 )
 
@@ -49,14 +42,12 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    log = train_lvm(
-        store, folder, shape="tiny", config=CONFIG, recipe=RECIPE, tokens_per_image=4, progress=False
-    )
+    log = fit_lvm(store, folder, shape="tiny", config=CONFIG, recipe=RECIPE)
     return folder, log
 
 
 def test_answers_weigh_more_than_inputs_and_in_a_clip_all_frames_after_two_are_answers():
-    found = weights(
+    found = token_weights(
         ["segmentation", "derain", "motion", "photos"],
         2,
         3,
@@ -118,15 +109,12 @@ def test_an_export_names_its_tokenizer_and_goes_on(trained, store, tmp_path):
     )
     once = TrainConfig(steps=1, lr=1e-6, min_lr=0, warmup=0, precision="fp32", log_every=1)
     for start in (folder, tmp_path / "out"):
-        again = train_lvm(
+        again = fit_lvm(
             store,
             tmp_path / f"on-{start.name}",
-            shape="tiny",
             config=once,
             recipe=RECIPE,
-            tokens_per_image=4,
             start=start,
-            progress=False,
         )
         assert again[0]["loss"] < 0.8 * log[0]["loss"]
         made = export_lvm(tmp_path / f"on-{start.name}", tmp_path / f"out-{start.name}").config.training[
@@ -162,27 +150,23 @@ def test_the_realised_shares_are_logged(store, tmp_path):
         recipe = dataclasses.replace(
             RECIPE, mixture=Mixture(scheme, order=("motion", "segmentation"), **options)
         )
-        log = train_lvm(
+        log = fit_lvm(
             store,
             tmp_path / scheme,
             shape="tiny",
             config=CONFIG,
             recipe=recipe,
-            tokens_per_image=4,
-            progress=False,
         )
         first, last = ([r["shares"] for r in part] for part in (log[: len(log) // 2], log[len(log) // 2 :]))
         assert all(shares == {"motion": 1.0} for shares in first)
         share = np.mean([shares.get("motion", 0.0) for shares in last])
         assert share == 0 if scheme == "sequential" else 0.15 < share < 0.45
-    log = train_lvm(
+    log = fit_lvm(
         store,
         tmp_path / "natural",
         shape="tiny",
         config=CONFIG,
         recipe=dataclasses.replace(RECIPE, mixture=Mixture("natural")),
-        tokens_per_image=4,
-        progress=False,
     )
     natural = 512 / 516  # 64 groups of 8 pairs beside 4 clips
     assert abs(np.mean([r["shares"].get("segmentation", 0.0) for r in log]) - natural) < 0.03
@@ -197,9 +181,9 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             LVMRecipe(**options)
-    few = dict(shape="tiny", config=CONFIG, tokens_per_image=4, progress=False)
+    few = dict(shape="tiny", config=CONFIG)
     with pytest.raises(ValueError, match="names segment, the store holds motion, segmentation"):
-        train_lvm(
+        fit_lvm(
             store,
             tmp_path,
             recipe=dataclasses.replace(RECIPE, mixture=Mixture("balanced", weights={"segment": 1.0})),
@@ -208,17 +192,16 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
     with pytest.raises(
         ValueError, match="sentences of 40 pairs are 320 tokens, the model reads 256: at most 32 pairs"
     ):
-        train_lvm(store, tmp_path, recipe=dataclasses.replace(RECIPE, phases=((1.0, 40),)), **few)
+        fit_lvm(store, tmp_path, recipe=dataclasses.replace(RECIPE, phases=((1.0, 40),)), **few)
     assert not LVM_PRESETS["tiny"].attention_bias
     with pytest.raises(ValueError, match="biases"):
-        train_lvm(
+        fit_lvm(
             store,
             tmp_path,
             shape="tiny",
             config=CONFIG,
-            recipe=LVMRecipe(),
-            tokens_per_image=4,
-            progress=False,
+            recipe=RECIPE,
+            grid=4,
         )
     assert init_from_grid(LVM.from_shape("mini-student"), 64).shape == "mini-student"
 
@@ -228,15 +211,13 @@ def test_a_recipe_that_does_not_fit_is_refused(store, tmp_path):
 def test_compiled_layers_learn_the_same(trained, store, tmp_path):
     config = TrainConfig(steps=3, lr=1e-2, warmup=5, precision="fp32", log_every=1)
     logs = [
-        train_lvm(
+        fit_lvm(
             store,
             tmp_path / str(compiled),
             shape="tiny",
             config=config,
             recipe=RECIPE,
-            tokens_per_image=4,
             compiled=compiled,
-            progress=False,
         )
         for compiled in (False, True)
     ]
@@ -247,8 +228,8 @@ def test_compiled_layers_learn_the_same(trained, store, tmp_path):
 @pytest.mark.slow
 def test_a_factored_embedding_trains_its_projection_alone_and_is_folded(store, tmp_path):
     codebook = torch.randn(1024, 6, generator=torch.Generator().manual_seed(0))
-    options = {"shape": "tiny", "config": CONFIG, "recipe": RECIPE, "tokens_per_image": 4, "progress": False}
-    log = train_lvm(store, tmp_path / "two", codebook=codebook, factored=True, **options)
+    options = {"shape": "tiny", "config": CONFIG, "recipe": RECIPE}
+    log = fit_lvm(store, tmp_path / "two", codebook=codebook, factored=True, **options)
     assert log[-1]["loss"] < log[0]["loss"] - 1
     weight = load_lvm(tmp_path / "two").llama.model.embed_tokens.weight.detach()
     ours = torch.linalg.lstsq(codebook, weight).solution
@@ -256,22 +237,18 @@ def test_a_factored_embedding_trains_its_projection_alone_and_is_folded(store, t
         codebook @ ours, weight, atol=1e-4, rtol=1e-3
     )  # still a projection of the codebook
     export_lvm(tmp_path / "two", tmp_path / "out")
-    with pytest.raises(ValueError, match="starts from a codebook"):
-        train_lvm(store, tmp_path / "none", factored=True, **options)
     with pytest.raises(ValueError, match="vocabulary of 1024"):
-        train_lvm(store, tmp_path / "short", codebook=codebook[:9], factored=True, **options)
+        fit_lvm(store, tmp_path / "short", codebook=codebook[:9], factored=True, **options)
 
 
 @pytest.mark.slow
 def test_activation_checkpointing_changes_no_loss(store, trained, tmp_path):
-    log = train_lvm(
+    log = fit_lvm(
         store,
         tmp_path,
         shape="tiny",
         config=CONFIG,
         recipe=RECIPE,
-        tokens_per_image=4,
-        progress=False,
         checkpointing=True,
     )
     assert [r["loss"] for r in log] == pytest.approx([r["loss"] for r in trained[1]], abs=1e-4)
@@ -281,9 +258,7 @@ def test_activation_checkpointing_changes_no_loss(store, trained, tmp_path):
 def test_a_loss_that_is_not_finite_names_its_sources(store, tmp_path):
     with pytest.raises(TrainingError, match=r"at step \d+ \(batch of (segmentation|motion): "):
         wild = dataclasses.replace(CONFIG, lr=1e30, clip=0)
-        train_lvm(
-            store, tmp_path, shape="tiny", config=wild, recipe=RECIPE, tokens_per_image=4, progress=False
-        )
+        fit_lvm(store, tmp_path, shape="tiny", config=wild, recipe=RECIPE)
 
 
 def test_a_model_is_pushed_with_its_card(monkeypatch):
@@ -355,3 +330,29 @@ def test_a_model_gives_the_same_logits_by_blocks_and_still_decodes():
         lvm.llama.set_attn_implementation(NAME)
         torch.testing.assert_close(lvm(tokens), before, atol=1e-4, rtol=1e-4)
     assert torch.equal(complete_tokens(lvm, tokens, 5).tokens, answers)
+
+
+def test_a_class_with_too_few_rows_is_refused_at_the_start_by_name(tmp_path):
+    pairs = np.full((9, 2, 4), 5, np.uint16)
+    names = ["cats"] * 6 + ["dogs"] * 3
+    meta = {"tokenizer": TOKENIZER, "tokens": 4, "tasks": {"pets": {}}}
+    save_table(
+        tmp_path / "store" / "pets.000000.arrow",
+        pairs.reshape(9, -1),
+        tokenizer=TOKENIZER,
+        pictures=2,
+        members=9,
+        task="pets",
+        split="train",
+        group=names,
+    )
+    (tmp_path / "store" / "store.json").write_text(json.dumps(meta))
+    recipe = LVMRecipe(tokens=128, phases=((1.0, 4),), mixture=Mixture("natural"))
+    with pytest.raises(
+        ValueError, match="do not fit pets: its class 'dogs' has 3 of the 4 rows they take; ask for at most 3"
+    ):
+        fit_lvm(tmp_path / "store", tmp_path / "training", shape="tiny", config=CONFIG, recipe=recipe)
+    assert not (tmp_path / "training").exists()
+    recipe = dataclasses.replace(recipe, phases=((1.0, 3),))
+    once = dataclasses.replace(CONFIG, steps=1, warmup=0)
+    assert fit_lvm(tmp_path / "store", tmp_path / "training", shape="tiny", config=once, recipe=recipe)

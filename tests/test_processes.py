@@ -6,19 +6,20 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import write_store
+from stores import fit_lvm, write_store
 from test_cli import LAUNCH
 
 from lvmlab.data.mixture import Mixture
-from lvmlab.distillation.objectives import Objective
+from lvmlab.distillation.objectives import Distillation
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.lvm import LVM
 from lvmlab.training.checkpoints import read_log
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import LVMRecipe, train_lvm
+from lvmlab.training.recipe import LVMRecipe
 
 pytestmark = pytest.mark.slow
 
@@ -28,17 +29,16 @@ CONFIG = TrainConfig(steps=5, lr=1e-2, warmup=1, log_every=1, save_every=2, prec
 
 
 def fit(store, folder, accumulation=1):
-    """A distillation, so that a teacher, its word and a student go through the loop."""
-    return train_lvm(
-        store,
+    """A distillation, so that a teacher, its predictions and a student go through the loop."""
+    return fit_lvm(
+        Path(store),
         folder,
         shape=SMALL,
+        grid=16,
         config=replace(CONFIG, accumulation=accumulation),
         recipe=RECIPE,
-        tokens_per_image=16,
         teacher=LVM.from_shape(replace(SMALL, dim=48), seed=1),
-        objective=Objective(),
-        progress=False,
+        distillation=Distillation(),
     )
 
 
@@ -78,9 +78,10 @@ SHARDED = textwrap.dedent("""
     from torch.distributed.fsdp import fully_shard
     sys.path.insert(0, sys.argv[1])
     import test_processes as t
-    from lvmlab.distillation.objectives import Objective, criterion
+    from functools import partial
+    from lvmlab.distillation.objectives import Distillation, distillation_loss
     from lvmlab.model.lvm import LVM
-    from lvmlab.distillation.teacher import Online
+    from lvmlab.distillation.teacher import TeacherOutputs
     from lvmlab.training.checkpoints import resume, save
 
     dist.init_process_group("gloo")
@@ -98,8 +99,8 @@ SHARDED = textwrap.dedent("""
     for step in range(first, first + 3):
         tokens = torch.randint(t.SMALL.vocab_size, (4, 64), generator=torch.Generator().manual_seed(0)).chunk(ranks)[rank]
         with torch.no_grad():  # the whole forward goes through the sharded module, which gathers its weights for it
-            word = teacher(tokens, tokens, loss_fn=lambda hidden, head, *_: Online(hidden, getattr(head, "full_tensor", lambda: head)().clone()))
-        loss = student(tokens, tokens, loss_fn=criterion(Objective(), word))
+            predictions = teacher(tokens, tokens, loss_fn=lambda hidden, head, *_: TeacherOutputs(hidden, getattr(head, "full_tensor", lambda: head)().clone()))
+        loss = student(tokens, tokens, loss_fn=partial(distillation_loss, distillation=Distillation(), predictions=predictions))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

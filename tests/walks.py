@@ -55,22 +55,18 @@ def one_training_step() -> Callable[[], object]:
 
     from lvmlab.data.mixture import Mixture
     from lvmlab.training.loop import TrainConfig
-    from lvmlab.training.lvm import LVMRecipe, train_lvm
+    from lvmlab.training.lvm import train_lvm
+    from lvmlab.training.recipe import LVMRecipe
+    from lvmlab.training.sampler import SentenceSampler
 
     folder = Path(tempfile.mkdtemp())
     write_store(folder / "store", {"segmentation": np.full((8, 8, 2, 4), 5, np.uint16)})
     config = TrainConfig(steps=1, precision="fp32", tracker="none")
     mixture = Mixture("balanced", weights={"segmentation": 1.0})
-    recipe = LVMRecipe(tokens=64, phases=((1.0, 4),), grid_start=False, mixture=mixture)
-    return lambda: train_lvm(
-        folder / "store",
-        folder / "training",
-        shape="tiny",
-        config=config,
-        recipe=recipe,
-        tokens_per_image=4,
-        progress=False,
-    )
+    recipe = LVMRecipe(tokens=64, phases=((1.0, 4),), mixture=mixture)
+    sampler = SentenceSampler(folder / "store", recipe, steps=1, seed=0)
+    lvm = LVM.from_shape("tiny")
+    return lambda: train_lvm(lvm, sampler, folder / "training", config, progress=False)
 
 
 def one_score() -> Callable[[], object]:

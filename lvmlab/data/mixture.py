@@ -76,6 +76,11 @@ class Mixture:
         """What `lvmlab.data.store.Store` takes as its ``copies``."""
         return self.copies if self.augmented else 0
 
+    def tasks(self, counts: dict[str, int]) -> list[str]:
+        """The tasks that are drawn at some step. counts: rows of each stored task."""
+        named = self.order or [task for task, weight in (self.weights or counts).items() if weight > 0]
+        return [task for task in named if counts.get(task)]
+
     def shares(self, counts: dict[str, int], step: int = 0, steps: int = 1) -> dict[str, float]:
         """{task: share} of the sentences of ``step`` of ``steps``; they sum to 1. counts: rows that may be
         drawn of each task.

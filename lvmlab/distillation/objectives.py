@@ -1,220 +1,213 @@
-"""What a student learns from a teacher: every objective behind one interface.
+"""What a student learns from a teacher: `divergence(student_logits, teacher_log_probs)` and the loss around it.
 
-DeLVM (section 3.3): a CE + b T^2 KL(teacher || student), the mean over tokens, a = b = T = 1. Below p is the
-teacher's distribution of the
-next token and q the student's, both at temperature T; a divergence is summed over the codes and multiplied by
-T^2 (Hinton et al., arXiv 1503.02531),
-which keeps the size of its gradient.
+DeLVM (arXiv 2402.04841, section 3.3) minimises a CE + b T^2 KL(teacher || student), the mean over tokens, with
+a = b = T = 1. Below p is the teacher's distribution of the next code and q the student's, both at temperature T. A
+divergence is summed over the codes and multiplied by T^2 (arXiv 1503.02531), so that its gradient keeps its size.
 
-=============  ================================================================================
-==========================================
-``forward``    KL(p || q) = sum p (log p - log q)                                                DeLVM; arXiv
-1503.02531
-``reverse``    KL(q || p): what the teacher finds unlikely costs most                            MiniLLM,
-arXiv 2306.08543; DeLVM's `inverse`
-``js``         amount KL(p || m) + (1 - amount) KL(q || m), m = amount p + (1 - amount) q        GKD, arXiv
-2306.13649
-``skew``       KL(p || amount p + (1 - amount) q)                                                DistiLLM,
-arXiv 2402.03898
-``hidden``     mean square of n(W h) - n(h'), last hidden states h and h' of student and         after
-FitNets, arXiv 1412.6550
-               teacher, n of root mean square 1, W a learned projection
-``own``        ``forward``, on answers that the student samples itself, at the tokens where      after VarKD,
-arXiv 2606.06078 (its merging
-               the teacher's likeliest code has at least the probability ``sure``                of ambiguous
-               tokens is left out)
-``smoothing``  the control, without a teacher: CE against (1 - amount) one-hot + amount / codes  arXiv
-1512.00567
-=============  ================================================================================
-==========================================
+===========  ====================================================  ======================================
+``forward``  KL(p || q) = sum p (log p - log q)                    DeLVM; arXiv 1503.02531
+``reverse``  KL(q || p): costs most where the teacher gives        MiniLLM, arXiv 2306.08543; DeLVM's
+             little probability                                    `inverse`
+``js``       alpha KL(p || m) + (1 - alpha) KL(q || m),            GKD, arXiv 2306.13649
+             m = alpha p + (1 - alpha) q
+``skew``     KL(p || alpha p + (1 - alpha) q)                      DistiLLM, arXiv 2402.03898
+===========  ====================================================  ======================================
+
+Answers that the student writes itself are an option of the sampler (`LVMRecipe.on_policy`), not a divergence.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lvmlab.distillation.teacher import Predictions, TopPredictions
 from lvmlab.model.loss import in_chunks, logits
 from lvmlab.utils.checks import check_fields
 
-AMOUNTS = {"js": 0.5, "skew": 0.1, "smoothing": 0.1}
-OBJECTIVES = ("forward", "reverse", "js", "skew", "hidden", "own", "smoothing")
+DIVERGENCES = ("forward", "reverse", "js", "skew")
+ALPHAS = {"js": 0.5, "skew": 0.1}
+Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
-class Word(Protocol):
-    """A teacher's word on M tokens. ``tail``: log-probabilities are of the top codes ``ids`` and, last, of
-    all others together.
+def divergence(
+    student_logits: Tensor,
+    teacher_log_probs: Tensor,
+    name: str = "forward",
+    *,
+    temperature: float = 1.0,
+    alpha: float | None = None,
+) -> Tensor:
+    """How far a student is from a teacher at each token, in nats.
+
+    Args:
+        student_logits: (M, V), of any scale that softmax takes.
+        teacher_log_probs: (M, V), of the same codes.
+        name: One of DIVERGENCES; see the table above.
+        temperature: Over 0; both distributions are softened by it.
+        alpha: Between 0 and 1, for "js" and "skew". None: ALPHAS.
+
+    Returns:
+        (M,), T^2 times the divergence.
     """
-
-    def part(self, rows: slice) -> "Word": ...
-
-    def log(self) -> Tensor:
-        """Log-probabilities of the next code, float32 (M, codes), or (M, k + 1) where there are ids (M, k)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Online:
-    """A teacher's word as it is worked out now: its last hidden states (M, d') and its head (codes, d')."""
-
-    hidden: Tensor
-    head: Tensor
-
-    def part(self, rows: slice) -> "Online":
-        return Online(self.hidden[rows], self.head)
-
-    def log(self) -> Tensor:
-        return (self.hidden @ self.head.to(self.hidden.dtype).T).float().log_softmax(-1)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """ce x cross entropy + kd x divergence; see the module's table for ``name``, ``amount`` (None: AMOUNTS)
-    and ``sure``.
-
-    share: of the sentences whose last answer the student writes itself, where the objective is "own". Raises
-        ValueError that names the field.
-    """
-
-    name: str = "forward"
-    ce: float = 1.0
-    kd: float = 1.0
-    temperature: float = 1.0
-    amount: float | None = None
-    sure: float = 0.5
-    share: float = 0.5
-
-    def __post_init__(self):
-        if self.amount is None and self.name in AMOUNTS:
-            object.__setattr__(self, "amount", AMOUNTS[self.name])
-        check_fields(
-            self,
-            name=(self.name in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}"),
-            ce=(self.ce >= 0, "0 or more"),
-            kd=(self.kd >= 0, "0 or more"),
-            temperature=(
-                self.temperature > 0 and (self.temperature == 1 or self.name not in ("hidden", "smoothing")),
-                "a number over 0; hidden and smoothing have none (1)",
-            ),
-            amount=(
-                (self.amount is None) == (self.name not in AMOUNTS) and 0 < (self.amount or 0.5) < 1,
-                f"a number between 0 and 1, to {', '.join(AMOUNTS)} alone",
-            ),
-            sure=(0 <= self.sure <= 1, "a probability"),
-            share=(0 < self.share <= 1, "a share over 0, at most 1"),
-        )
-
-    @property
-    def teacher(self) -> str:
-        """What it asks of a teacher: "none", "logits" (a `lvmlab.distillation.teacher.Cache` has them), or
-        "model" (hidden states, or new sentences).
-        """
-        return {"smoothing": "none", "hidden": "model", "own": "model"}.get(self.name, "logits")
-
-
-def divergence(objective: Objective, log_p: Tensor, logits: Tensor) -> Tensor:
-    """The objective's divergence of each token, (M,), in nats. log_p: the teacher's log-probabilities (M,
-    codes); logits: the student's.
-    """
-    t, amount = objective.temperature, objective.amount
-    log_p, log_q = (log_p / t).log_softmax(-1), (logits / t).log_softmax(-1)
-    if objective.name == "reverse":
-        found = _kl(log_q, log_p)
-    elif objective.name in ("js", "skew"):
-        log_m = torch.logaddexp(log_p + math.log(amount), log_q + math.log(1 - amount))
-        found = _kl(log_p, log_m)
-        if objective.name == "js":
-            found = amount * found + (1 - amount) * _kl(log_q, log_m)
+    alpha = ALPHAS.get(name) if alpha is None else alpha
+    log_p = (teacher_log_probs / temperature).log_softmax(-1)
+    log_q = (student_logits / temperature).log_softmax(-1)
+    if name == "forward":
+        nats = _kl(log_p, log_q)
+    elif name == "reverse":
+        nats = _kl(log_q, log_p)
     else:
-        found = _kl(log_p, log_q)
-    return t * t * found
+        log_m = torch.logaddexp(log_p + math.log(alpha), log_q + math.log(1 - alpha))
+        nats = _kl(log_p, log_m)
+        if name == "js":
+            nats = alpha * nats + (1 - alpha) * _kl(log_q, log_m)
+    return temperature**2 * nats
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
-def with_tail(log_p: Tensor, ids: Tensor, logits: Tensor) -> Tensor:
-    """KL(p || q) at T = 1 of the top codes and, as one more, all others: (M,). log_p: (M, k + 1), the last of
-    the others; ids: (M, k).
+@dataclass(frozen=True)
+class Distillation:
+    """The loss of a distillation: ce x cross entropy + kd x divergence, the weighted mean over tokens.
+
+    Args:
+        divergence: A name in DIVERGENCES; or a callable (student_logits (M, V), teacher_log_probs (M, V)) to the loss
+            of each token (M,); or None, without a teacher.
+        ce: Weight of the cross entropy, 0 or more.
+        kd: Weight of the divergence, 0 or more.
+        temperature: Over 0, of the named divergences.
+        alpha: Between 0 and 1, of "js" and "skew". None: ALPHAS.
+        min_confidence: The divergence counts only where the teacher's likeliest code has this probability (after
+            VarKD, arXiv 2606.06078; its merging of ambiguous tokens is left out).
+        label_smoothing: The control without a teacher, CE against (1 - s) one-hot + s / V (arXiv 1512.00567).
+
+    Raises:
+        ValueError: A field is out of range; the message names it.
     """
-    log_q = logits.log_softmax(-1)
-    top = log_q.gather(-1, ids)
-    others = torch.log1p(-top.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
-    return _kl(log_p, torch.cat([top, others], -1))
+
+    divergence: str | Divergence | None = "forward"
+    ce: float = 1.0
+    kd: float = 1.0
+    temperature: float = 1.0
+    alpha: float | None = None
+    min_confidence: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        if self.alpha is None and self.divergence in ALPHAS:
+            object.__setattr__(self, "alpha", ALPHAS[self.divergence])
+        named = self.divergence in DIVERGENCES
+        check_fields(
+            self,
+            divergence=(
+                named or self.divergence is None or callable(self.divergence),
+                f"one of {', '.join(DIVERGENCES)}, a callable, or None",
+            ),
+            ce=(self.ce >= 0, "0 or more"),
+            kd=(self.kd >= 0, "0 or more"),
+            temperature=(
+                self.temperature > 0 and (named or self.temperature == 1),
+                "a number over 0, to a named divergence alone",
+            ),
+            alpha=(
+                (self.alpha is None) == (self.divergence not in ALPHAS) and 0 < (self.alpha or 0.5) < 1,
+                f"a number between 0 and 1, to {', '.join(ALPHAS)} alone",
+            ),
+            min_confidence=(0 <= self.min_confidence <= 1, "a probability"),
+            label_smoothing=(0 <= self.label_smoothing < 1, "a share below 1"),
+        )
+
+    def __call__(self, student_logits: Tensor, teacher_log_probs: Tensor) -> Tensor:
+        """The divergence of each token, (M,), 0 where the teacher is less confident than ``min_confidence``."""
+        if callable(self.divergence):
+            nats = self.divergence(student_logits, teacher_log_probs)
+        else:
+            options = {"temperature": self.temperature, "alpha": self.alpha}
+            nats = divergence(student_logits, teacher_log_probs, self.divergence, **options)
+        return nats * (teacher_log_probs.amax(-1).exp() >= self.min_confidence)
+
+    @property
+    def accepts_top(self) -> bool:
+        """Whether predictions of the likeliest codes alone are enough: the others matter little to forward KL."""
+        return self.divergence == "forward" and self.temperature == 1 and self.min_confidence == 0
+
+    @property
+    def identity(self) -> dict:
+        """The fields as plain JSON, a callable by its name."""
+        fields = asdict(self)
+        if callable(self.divergence):
+            name = getattr(self.divergence, "__qualname__", type(self.divergence).__qualname__)
+            fields["divergence"] = f"{self.divergence.__module__}.{name}"
+        return fields
 
 
-def criterion(
-    objective: Objective,
-    word: Word | None = None,
+def distillation_loss(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    weights: Tensor,
     *,
-    weights: Tensor | None = None,
-    projection: nn.Module | None = None,
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The objective as `lvmlab.model.loss.cross_entropy` is called: (hidden (M, d), head (codes, d), targets
-    (M,), weights (M,)) to a scalar.
+    distillation: Distillation,
+    predictions: Predictions | None = None,
+    kd_weights: Tensor | None = None,
+) -> Tensor:
+    """The loss of a step, called as `lvmlab.model.loss.cross_entropy` is; logits are computed in chunks.
 
-    word: the teacher's, of the same M tokens. weights: (M,) of the divergence, None those of the cross
-        entropy; tokens of weight 0 are
-    left out. projection: of the student's hidden states to the teacher's width, for "hidden". Logits are held
-    as `lvmlab.model.loss.in_chunks`
-    says. Raises ValueError where the word does not support the objective.
+    Args:
+        hidden: (M, d), the student's last hidden states.
+        head: (V, d).
+        targets: (M,), the true codes.
+        weights: (M,), of the cross entropy; they sum to 1. Tokens of weight 0 are left out.
+        distillation: What is minimised.
+        predictions: The teacher's, of the same M tokens.
+        kd_weights: (M,), of the divergence. None: ``weights``.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: The predictions do not support the divergence.
     """
-    check(objective, word)
+    check_predictions(distillation, predictions)
+    kd_weights = weights if kd_weights is None else kd_weights
 
-    def of(hidden: Tensor, head: Tensor, targets: Tensor, ce: Tensor) -> Tensor:
-        kd = ce if weights is None else weights
-
-        def piece(rows: slice) -> Tensor:
-            found, part = logits(hidden[rows], head), word.part(rows) if word else None
-            smoothing = objective.amount if objective.name == "smoothing" else 0.0
-            loss = (
-                objective.ce
-                * (
-                    ce[rows]
-                    * F.cross_entropy(found, targets[rows], reduction="none", label_smoothing=smoothing)
-                ).sum()
-            )
-            if part is None or objective.teacher == "none":
-                return loss
-            return loss + objective.kd * (kd[rows] * said(hidden[rows], found, part)).sum()
-
-        return in_chunks(piece, len(targets), len(head))
-
-    def said(hidden: Tensor, ours: Tensor, part: Word) -> Tensor:
-        if objective.name == "hidden":
-            ours, theirs = (
-                F.rms_norm(h.float(), h.shape[-1:])
-                for h in (projection(hidden) if projection else hidden, part.hidden)
-            )
-            return (ours - theirs).square().mean(-1)
-        if getattr(part, "ids", None) is not None:
-            return with_tail(part.log(), part.ids, ours)
-        log = part.log()
-        found = divergence(objective, log, ours)
-        return found * (log.amax(-1).exp() >= objective.sure) if objective.name == "own" else found
-
-    return of
-
-
-def check(objective: Objective, word: Word | None) -> None:
-    """Raises ValueError, naming the objective, where a word does not support it."""
-    wanted = objective.teacher
-    if wanted != "none" and word is None:
-        raise ValueError(
-            f"{objective.name!r} needs a teacher: give a model, or sentences with a teacher's cache"
+    def chunk(rows: slice) -> Tensor:
+        student_logits = logits(hidden[rows], head)
+        ce = F.cross_entropy(
+            student_logits, targets[rows], reduction="none", label_smoothing=distillation.label_smoothing
         )
-    if wanted == "model" and not isinstance(word, Online):
+        loss = distillation.ce * (weights[rows] * ce).sum()
+        if distillation.divergence is None:
+            return loss
+        if isinstance(predictions, TopPredictions):
+            student_logits = group_codes(student_logits, predictions.ids[rows])
+        kd = distillation(student_logits, predictions.log_probs(rows))
+        return loss + distillation.kd * (kd_weights[rows] * kd).sum()
+
+    return in_chunks(chunk, len(targets), len(head))
+
+
+def group_codes(student_logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities of the codes ``ids`` (M, k) and, last, of all other codes together: (M, k + 1)."""
+    top = student_logits.log_softmax(-1).gather(-1, ids)
+    others = torch.log1p(-top.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-6))
+    return torch.cat([top, others], -1)
+
+
+def check_predictions(distillation: Distillation, predictions: Predictions | None) -> None:
+    """Raises ValueError, naming the divergence, where a teacher's predictions do not support it."""
+    name = distillation.divergence
+    if name is not None and predictions is None:
+        raise ValueError(f"{name!r} needs a teacher: give a model, or sentences with a teacher's cache")
+    if isinstance(predictions, TopPredictions) and not distillation.accepts_top and name is not None:
         raise ValueError(
-            f"{objective.name!r} needs the teacher itself, its cache does not do: give the model"
-        )
-    if getattr(word, "ids", None) is not None and (objective.name, objective.temperature) != ("forward", 1):
-        raise ValueError(
-            f"{objective.name!r} at temperature {objective.temperature} needs the log-probabilities of all "
-            f"codes, this cache has "
-            f"the top {word.ids.shape[-1]}: use 'forward' at temperature 1, or a teacher online"
+            f"{name!r} at temperature {distillation.temperature} needs the log-probabilities of all codes, this "
+            f"cache has the likeliest {predictions.ids.shape[-1]}: use 'forward' at temperature 1, or give the "
+            "teacher itself"
         )

@@ -34,6 +34,7 @@ class LVM(nn.Module):
     def __init__(self, llama: LlamaForCausalLM):
         super().__init__()
         self.llama = llama
+        self.preparation: dict = {}  # what made it a training's start, see `lvmlab.training.preparation`
 
     def forward(
         self,

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lvmlab.data.mini_world import render as rendered
-from lvmlab.training.lvm import SHARES
+from lvmlab.training.recipe import SHARES
 from lvmlab.utils.files import atomic
 from lvmlab.world import DEFAULT, tasks
 from lvmlab.world.sentences import PAIRS

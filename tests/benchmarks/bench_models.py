@@ -22,8 +22,8 @@ from lvmlab.tokenizer.vqgan import VQGAN
 from lvmlab.training.cost import forward_flops, seconds_here
 from lvmlab.training.cpu_attention import by_blocks
 from lvmlab.training.loop import TrainConfig, train
-from lvmlab.training.lvm import SHARES, LVMRecipe, weights
 from lvmlab.training.muon import Muon
+from lvmlab.training.recipe import SHARES, LVMRecipe, token_weights
 from lvmlab.utils import paths
 from lvmlab.utils.device import default_device, precision
 from lvmlab.utils.images import from_uint8
@@ -245,7 +245,7 @@ def training(
         tokens = torch.from_numpy(rng.integers(lvm.vocab_size, size=(sentences, length)))
         return {
             "tokens": tokens,
-            "weights": weights(names, pairs, n, LVMRecipe(), {name: 2 for name in names}),
+            "weights": token_weights(names, pairs, n, LVMRecipe(), {name: 2 for name in names}),
         }
 
     def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm

@@ -2,6 +2,7 @@
 and gone on with.
 """
 
+import functools
 import os
 import random
 import subprocess
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 from bench_rows import Row, entry, interleaved, median
 
-from lvmlab.distillation.objectives import Objective, criterion
-from lvmlab.distillation.teacher import Frozen, freeze, said, write_cache
+from lvmlab.distillation.cache import FrozenSentences, freeze_sentences, write_cache
+from lvmlab.distillation.objectives import Distillation, distillation_loss
+from lvmlab.distillation.teacher import teacher_outputs
 from lvmlab.model.loss import cross_entropy
 from lvmlab.model.lvm import LVM
 from lvmlab.training.checkpoints import read_log
@@ -53,36 +55,31 @@ def distilling():
         tokens = torch.from_numpy(rng.integers(student.vocab_size, size=(SENTENCES, LENGTH)))
         return {
             "tokens": tokens,
-            "read": tokens,
+            "inputs": tokens,
             "weights": torch.ones(tokens.shape),
             "tasks": ["segmentation"] * SENTENCES,
         }
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = freeze(Path(temporary), random_sentences, SENTENCES, {})
+        folder = freeze_sentences(Path(temporary), random_sentences, SENTENCES, {})
         sources = {
-            "plain": Frozen(folder, 8, 0),
-            "cached": Frozen(folder, 8, 0, teacher=write_cache(folder, teacher, progress=False)),
+            "plain": FrozenSentences(folder, 8, 0),
+            "cached": FrozenSentences(folder, 8, 0, teacher=write_cache(folder, teacher, progress=False)),
         }
         optimizer = torch.optim.AdamW(student.parameters(), fused=default_device().type in ("cpu", "cuda"))
         numbers = iter(range(10**6))
 
         def step(side: str) -> None:
             batch = sources["cached" if side == "cached" else "plain"](next(numbers), 0, 1)
-            word = (
-                batch.get("word")
-                if side == "cached"
-                else said(teacher, batch["read"])
-                if side == "online"
-                else None
-            )
+            predictions = batch.get("predictions")
+            if side == "online":
+                predictions = teacher_outputs(teacher, batch["inputs"])
+            loss_fn = cross_entropy
+            if predictions is not None:
+                options = {"distillation": Distillation(), "predictions": predictions}
+                loss_fn = functools.partial(distillation_loss, **options)
             with torch.autocast(default_device().type, torch.bfloat16, enabled=precision() == "bf16"):
-                loss = student(
-                    batch["tokens"],
-                    batch["tokens"],
-                    batch["weights"],
-                    loss_fn=criterion(Objective(), word) if word else cross_entropy,
-                )
+                loss = student(batch["tokens"], batch["tokens"], batch["weights"], loss_fn=loss_fn)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -107,7 +104,7 @@ def distilling():
         taken["cached"] / taken["plain"],
         "s",
         1.15,
-        f"with mini-teacher's word of all 1024 codes from its cache in 8 bits; {kind}",
+        f"with mini-teacher's predictions of all 1024 codes from its cache in 8 bits; {kind}",
         "ratio, at most",
     )
     yield Row(

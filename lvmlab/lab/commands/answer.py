@@ -19,7 +19,7 @@ def load_models(names: tuple[str, ...]) -> "dict[str, LVM]":
 
     from lvmlab.model.lvm import LVM
     from lvmlab.model.pretrained import shipped
-    from lvmlab.training.lvm import load_lvm
+    from lvmlab.training.export import load_lvm
     from lvmlab.utils.device import default_device, precision
 
     names = names or tuple(shipped())

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lvmlab.lab.commands.checks import check_folder, check_model, is_training
-from lvmlab.lab.commands.choices import GPU, AIMPreset, ModelPreset, Objective, Precision, TokenizerPreset
+from lvmlab.lab.commands.choices import GPU, AIMPreset, Divergence, ModelPreset, Precision, TokenizerPreset
 
 Folder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER")]]
 
@@ -26,8 +26,10 @@ def train(
     start: str | None = None,
     lora: int = 0,
     teacher: str | None = None,
-    objective: Objective = "forward",
+    divergence: Divergence = "forward",
     temperature: float = 1.0,
+    on_policy: float = 0.0,
+    label_smoothing: float = 0.0,
     factored: bool = False,
     checkpointing: bool = False,
     compiled: bool = False,
@@ -54,8 +56,10 @@ def train(
             --store, and neither --shape nor --teacher, the default is mini-student.
         lora: The rank of adapters to train instead of all weights; 0 for none. Extra: lora.
         teacher: A trained model to learn from: a shipped one, a folder or a hub id.
-        objective: What to learn from the teacher.
-        temperature: The temperature of the objective.
+        divergence: What to learn from the teacher.
+        temperature: The temperature of the divergence.
+        on_policy: The share of sentences whose last answer the student writes itself. Needs --teacher.
+        label_smoothing: The share of the targets that is spread over all codes.
         factored: Use DeLVM's embedding of two factors.
         checkpointing: Recompute activations in the backward pass to save memory.
         compiled: Compile the layers first. Needs a C++ compiler.
@@ -78,21 +82,42 @@ def train(
     from lvmlab.data.mini_world import World
     from lvmlab.data.mixture import Mixture
     from lvmlab.data.store import Store, build
-    from lvmlab.distillation import objectives
-    from lvmlab.model.config import LVM_PRESETS
+    from lvmlab.distillation.objectives import Distillation
     from lvmlab.model.lvm import LVM
     from lvmlab.tokenizer.tokenizer import Tokenizer
-    from lvmlab.training.lvm import LVMRecipe, load_start, train_lvm
+    from lvmlab.training.lvm import train_lvm
+    from lvmlab.training.preparation import (
+        add_adapters,
+        checkpoint_activations,
+        compile_layers,
+        load_start,
+        new_lvm,
+        sentence_seed,
+    )
+    from lvmlab.training.recipe import LVMRecipe
+    from lvmlab.training.sampler import SentenceSampler
     from lvmlab.utils.device import default_device
     from lvmlab.world import of_size
 
-    # models
-    if not start:
-        shape = shape or "mini-student"
-    origin = load_start(start) if start else None
+    config = _config(schedule, steps, lr, lora, precision, accumulation, tracker)
     state = PartialState(cpu=default_device().type == "cpu")
+
+    # model
     tok = Tokenizer.from_pretrained(tokenizer)
+    origin = load_start(start) if start else None
+    lvm = origin or new_lvm(shape or "mini-student", tok, seed=config.seed, factored=factored)
     teacher_lvm = LVM.from_pretrained(teacher) if teacher else None
+    if store is None:
+        for model in filter(None, (origin, teacher_lvm)):
+            model.check_fits(tok)
+    if factored and start:
+        raise ValueError("--factored starts from a codebook, at the first stage: leave --start out")
+    if lora:
+        add_adapters(lvm, lora, seed=config.seed)
+    if checkpointing:
+        checkpoint_activations(lvm)
+    if compiled:
+        compile_layers(lvm)
 
     # sentences
     if store is None:
@@ -100,8 +125,8 @@ def train(
         worlds = [World(task, groups, laws=laws) for task in laws.trained]
         build(folder / "store", tok, worlds, rank=state.process_index, ranks=state.num_processes)
         state.wait_for_everyone()
-    most = (origin.max_seq_len if start else LVM_PRESETS[shape].max_seq_len) // (2 * tok.tokens_per_image)
-    available = Store(store or folder / "store").max_pairs()
+    data = Store(store or folder / "store")
+    most, available = lvm.max_seq_len // (2 * data.tokens_per_image), data.max_pairs()
     if available < most and pairs is None and state.is_main_process:
         print(f"sentences have {available} pairs: the smallest group of the store has no more")
     most = min(most, available)
@@ -109,26 +134,20 @@ def train(
         tokens=tokens,
         phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
         mixture=Mixture("balanced", temperature=2.0) if store else LVMRecipe.mixture,
+        on_policy=on_policy,
     )
+    seed = sentence_seed(lvm, config.seed)
+    sampler = SentenceSampler(store or folder / "store", recipe, steps=steps, seed=seed)
 
-    log = train_lvm(
-        store or folder / "store",
-        folder,
-        shape=shape,
-        config=_config(schedule, steps, lr, lora, precision, accumulation, tracker),
-        recipe=recipe,
-        tokens_per_image=tok.tokens_per_image,
-        start=origin,
-        lora=lora,
-        codebook=None if start else tok.net.quantize.table().cpu(),
-        teacher=teacher_lvm,
-        objective=objectives.Objective(objective, temperature=temperature)
-        if teacher or objective == "smoothing"
-        else None,
-        factored=factored,
-        checkpointing=checkpointing,
-        compiled=compiled,
-    )
+    # loss
+    distillation = None
+    if teacher or label_smoothing:
+        distillation = Distillation(
+            divergence if teacher else None,
+            temperature=temperature if teacher else 1.0,
+            label_smoothing=label_smoothing,
+        )
+    log = train_lvm(lvm, sampler, folder, config, distillation, teacher=teacher_lvm)
     if state.is_main_process:
         print(f"trained {folder}: {log[-1]['step'] + 1} steps, the last loss is {log[-1]['loss']:.3f} nats")
         print(f"next: lvmlab prompt a.png a-label.png --query b.png --model {folder}")
@@ -258,7 +277,7 @@ def export(folder: Folder, out: tyro.conf.Positional[Path | None] = None) -> Non
     out = out or folder.with_name(f"{folder.name}-export")
 
     from lvmlab.training.checkpoints import load_checkpoint
-    from lvmlab.training.lvm import export_lvm
+    from lvmlab.training.export import export_lvm
     from lvmlab.training.tokenizer import export_tokenizer
 
     more = load_checkpoint(folder)["identity"]["more"]

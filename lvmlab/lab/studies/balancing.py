@@ -25,8 +25,12 @@ from lvmlab.lab import runs
 from lvmlab.lab.studies import common
 from lvmlab.lab.studies.common import MICRO, across_seeds, final_losses
 from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.training.export import load_lvm
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import LVMRecipe, load_lvm, train_lvm
+from lvmlab.training.lvm import train_lvm
+from lvmlab.training.preparation import compile_layers, new_lvm
+from lvmlab.training.recipe import LVMRecipe
+from lvmlab.training.sampler import SentenceSampler
 from lvmlab.utils import paths
 from lvmlab.utils.device import precision
 
@@ -188,15 +192,13 @@ def _train(
         log_every=max(1, setting.steps // setting.curve),
         save_every=max(1, setting.steps // 10),
     )
-    codebook = next(iter(asked["val"].values())).tokenizer.net.quantize.table().cpu()
+    tokenizer = next(iter(asked["val"].values())).tokenizer
+    model = new_lvm(MICRO, tokenizer, seed=seed)
     log = train_lvm(
-        data,
+        compile_layers(model) if compiled else model,
+        SentenceSampler(data, recipe, steps=setting.steps, seed=seed),
         folder,
-        shape=MICRO,
-        config=training,
-        recipe=recipe,
-        codebook=codebook,
-        compiled=compiled,
+        training,
         on_log=lambda record, lvm: record.update(losses=common.losses(lvm, asked["val"], CURVE)),
     )
     found = common.scored(

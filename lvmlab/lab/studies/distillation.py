@@ -18,16 +18,20 @@ import numpy as np
 from lvmlab.data.mini_world import World
 from lvmlab.data.mixture import Mixture
 from lvmlab.data.store import build
-from lvmlab.distillation.objectives import Objective
-from lvmlab.distillation.teacher import Frozen, freeze, write_cache
+from lvmlab.distillation.cache import ALL_CODES, FrozenSentences, freeze_sentences, write_cache
+from lvmlab.distillation.objectives import Distillation
 from lvmlab.lab import runs
 from lvmlab.lab.studies import common
 from lvmlab.lab.studies.common import MICRO
 from lvmlab.model.config import LVMConfig
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.training.export import load_lvm
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import SHARES, LVMRecipe, SentenceSampler, load_lvm, train_lvm
+from lvmlab.training.lvm import train_lvm
+from lvmlab.training.preparation import compile_layers, load_start, new_lvm, sentence_seed
+from lvmlab.training.recipe import SHARES, LVMRecipe
+from lvmlab.training.sampler import SentenceSampler
 from lvmlab.utils import paths
 from lvmlab.utils.device import precision
 from lvmlab.world import tasks
@@ -43,39 +47,48 @@ SHOWN, CURVE = (
 
 @dataclass(frozen=True)
 class Arm:
-    """What a student is held to. objective: None is cross entropy alone. only: a single task, whose teacher
-    was tuned to it.
-    times: so many times the tokens, drawn afresh."""
+    """What a student is held to.
 
-    objective: Objective | None = None
+    Args:
+        distillation: None is cross entropy alone.
+        on_policy: Share of sentences whose last answer the student writes.
+        shape: The student's.
+        only: A single task, whose teacher was tuned to it.
+        times: So many times the tokens, drawn afresh.
+    """
+
+    distillation: Distillation | None = None
+    on_policy: float = 0.0
     shape: LVMConfig = MICRO
     only: str | None = None
     times: float = 1.0
 
+    @property
+    def teacher(self) -> str:
+        """What the arm needs: "none", "model", or "cache" of its predictions."""
+        if self.distillation is None or self.distillation.divergence is None:
+            return "none"
+        return "model" if self.on_policy else "cache"
+
 
 ARMS = {
     "alone": Arm(),
-    "smoothing": Arm(Objective("smoothing")),
-    "forward": Arm(Objective("forward")),
-    "reverse": Arm(Objective("reverse")),
-    "js": Arm(Objective("js")),
-    "skew": Arm(Objective("skew")),
-    "hidden": Arm(Objective("hidden")),
-    "own": Arm(Objective("own")),
-    "forward, T 2": Arm(Objective("forward", temperature=2.0)),
-    "forward, T 4": Arm(Objective("forward", temperature=4.0)),
+    "smoothing": Arm(Distillation(None, label_smoothing=0.1)),
+    "forward": Arm(Distillation("forward")),
+    "reverse": Arm(Distillation("reverse")),
+    "js": Arm(Distillation("js")),
+    "skew": Arm(Distillation("skew")),
+    "on-policy": Arm(Distillation("forward", min_confidence=0.5), on_policy=0.5),
+    "forward, T 2": Arm(Distillation("forward", temperature=2.0)),
+    "forward, T 4": Arm(Distillation("forward", temperature=4.0)),
     "pose, alone": Arm(only="pose"),
-    "pose, forward": Arm(Objective("forward"), only="pose"),
+    "pose, forward": Arm(Distillation("forward"), only="pose"),
     "small, alone": Arm(shape=SMALL),
-    "small, forward": Arm(Objective("forward"), shape=SMALL),
-    "alone, the teacher's compute too": Arm(
-        times=3.5
-    ),  # a teacher of 7.76M reads a token at 2 x 7.76 MFLOP, the student learns it at 6 x 1.05
+    "small, forward": Arm(Distillation("forward"), shape=SMALL),
+    # a teacher of 7.76M parameters reads a token at 2 x 7.76 MFLOP, the student learns it at 6 x 1.05
+    "alone, the teacher's compute too": Arm(times=3.5),
 }
-SCREENED, KEPT = (
-    ("reverse", "js", "skew", "hidden", "own"),
-    2,
-)  # other objectives, and how many of them are trained in full
+SCREENED, KEPT = ("reverse", "js", "skew", "on-policy"), 2  # other losses, and how many are trained in full
 
 
 @dataclass(frozen=True)
@@ -146,7 +159,8 @@ def sentences(setting: Setting, only: str | None) -> tuple[Path, Path]:
     root, data = paths.cache() / "studies" / STUDY, store(setting.groups)
     drawn = SentenceSampler(data, recipe(setting, only), steps=setting.steps, seed=0)
     count = setting.steps * drawn(0, 0, 1)["tokens"].shape[0]
-    return data, freeze(root / f"list-{only or 'all'}-{setting.groups}-{count}", drawn, count, drawn.identity)
+    folder = root / f"sentences-{only or 'all'}-{setting.groups}-{count}"
+    return data, freeze_sentences(folder, drawn, count, drawn.identity)
 
 
 def teacher(setting: Setting, only: str | None, data: Path) -> LVM:
@@ -164,14 +178,10 @@ def teacher(setting: Setting, only: str | None, data: Path) -> LVM:
         precision=setting.precision,
         save_every=100,
     )
-    train_lvm(
-        data,
-        folder,
-        shape=TEACHER,
-        config=tuning,
-        recipe=recipe(setting, only),
-        start=paths.assets() / "models" / TEACHER,
-    )
+    model = load_start(paths.assets() / "models" / TEACHER)
+    seed = sentence_seed(model, tuning.seed)
+    sampler = SentenceSampler(data, recipe(setting, only), steps=tuning.steps, seed=seed)
+    train_lvm(model, sampler, folder, tuning)
     return load_lvm(folder)
 
 
@@ -215,9 +225,15 @@ class Trainings:
         self.asked = common.scorers(
             (self.arm.only,) if self.arm.only else tasks.TRAINED, self.setting.prompts, "val", self.tokenizer
         )
-        word = self.arm.objective.teacher if self.arm.objective else "none"
-        self.master = teacher(self.setting, self.arm.only, self.data) if word != "none" else None
-        self.cached = write_cache(self.listed, self.master) if word == "logits" else None
+        needed = self.arm.teacher
+        self.teacher = teacher(self.setting, self.arm.only, self.data) if needed != "none" else None
+        if (
+            needed == "cache"
+            and self.teacher.vocab_size > ALL_CODES
+            and not self.arm.distillation.accepts_top
+        ):
+            needed = "model"  # the cache of a larger codebook keeps the likeliest codes alone
+        self.cached = write_cache(self.listed, self.teacher) if needed == "cache" else None
         self.folder = paths.cache() / "studies" / runs.key(STUDY, self.wanted)
 
     def train(self, name: str, seed: int, steps: int, lr: float) -> dict:
@@ -225,8 +241,12 @@ class Trainings:
         in the folder ``name``.
         """
         print(f"{self.wanted['arm']}, {name}")
-        setting, fresh = self.setting, self.arm.times > 1
-        frozen = Frozen(self.listed, max(1, setting.tokens // 512), seed, teacher=self.cached)
+        setting, arm = self.setting, self.arm
+        if arm.times > 1:
+            batches = SentenceSampler(self.data, recipe(setting, arm.only), steps=steps, seed=seed)
+        else:
+            size = max(1, setting.tokens // 512)
+            batches = FrozenSentences(self.listed, size, seed, self.cached, arm.on_policy)
         training = TrainConfig(
             steps=steps,
             lr=lr,
@@ -238,16 +258,14 @@ class Trainings:
             log_every=max(1, steps // setting.curve),
             save_every=max(1, steps // 10),
         )
+        model = new_lvm(arm.shape, self.tokenizer, seed=seed)
         log = train_lvm(
-            self.data if fresh else frozen,
+            compile_layers(model) if self.compiled else model,
+            batches,
             self.folder / name,
-            shape=self.arm.shape,
-            config=training,
-            recipe=recipe(setting, self.arm.only),
-            compiled=self.compiled,
-            codebook=self.tokenizer.net.quantize.table().cpu(),
-            teacher=None if self.cached else self.master,
-            objective=self.arm.objective,
+            training,
+            arm.distillation,
+            teacher=None if self.cached else self.teacher,
             on_log=lambda record, lvm: record.update(losses=common.losses(lvm, self.asked, CURVE)),
         )
         curve = [{"step": r["step"], **r["losses"]} for r in log]
@@ -278,7 +296,7 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     it was tuned to a single task}.
     """
     made = Trainings(wanted, compiled)
-    setting, master = made.setting, made.master
+    setting, teacher_lvm = made.setting, made.teacher
     lr = lowest(tuning(wanted["arm"], setting, compiled=compiled))[1]
 
     def one(seed: int) -> dict:
@@ -287,16 +305,16 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
         lvm, read = load_lvm(made.folder / f"seed-{seed}"), steps * setting.tokens
         flops = {
             "student": 6 * lvm.num_parameters * read,
-            "teacher": 2 * (master.num_parameters if master else 0) * read,
+            "teacher": 2 * (teacher_lvm.num_parameters if teacher_lvm else 0) * read,
         }
-        said = (
-            {"teacher": common.losses(master, made.asked)} if master and made.arm.only else {}
-        )  # such a teacher ships nowhere
+        # a teacher of a single task does not ship: its losses are kept here
+        tuned = teacher_lvm and made.arm.only
+        teacher_losses = {"teacher": common.losses(teacher_lvm, made.asked)} if tuned else {}
         return row | {
             "precision": precision(setting.precision),
             "parameters": lvm.num_parameters,
             "flops": flops,
-            **said,
+            **teacher_losses,
             **common.scored(lvm, made.asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0),
         }
 

@@ -11,6 +11,7 @@ tokens more (warm-up, stable, decay: arXiv 2405.18392), so that budgets share wh
 
 import functools
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -19,8 +20,11 @@ from lvmlab.lab import runs
 from lvmlab.lab.studies import common, distillation
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.training.export import load_lvm
 from lvmlab.training.loop import TrainConfig
-from lvmlab.training.lvm import load_lvm, train_lvm
+from lvmlab.training.lvm import train_lvm
+from lvmlab.training.preparation import compile_layers, load_start, new_lvm, sentence_seed
+from lvmlab.training.sampler import SentenceSampler
 from lvmlab.utils import paths
 from lvmlab.utils.device import precision
 from lvmlab.world import tasks
@@ -75,13 +79,8 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     """One row a seed and budget: {seed, budget, tokens, parameters, lr, seconds, scores, losses}."""
     setting = Setting(**wanted["setting"] | {"budgets": tuple(wanted["setting"]["budgets"])})
     folder, tokenizer = paths.cache() / "studies" / runs.key(STUDY, wanted), Tokenizer.from_pretrained("mini")
-    data, codebook = distillation.store(setting.groups), tokenizer.net.quantize.table().cpu()
+    data, recipe = distillation.store(setting.groups), distillation.recipe(setting, None)
     asked = common.scorers(tasks.TRAINED, setting.prompts, "val", tokenizer)
-    options = {
-        "shape": SIZES[wanted["size"]],
-        "recipe": distillation.recipe(setting, None),
-        "compiled": compiled,
-    }
 
     def training(steps: int, lr: float, low: float, seed: int) -> TrainConfig:
         return TrainConfig(
@@ -96,14 +95,15 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
             save_every=max(1, steps // 10),
         )
 
+    def fit(where: Path, config: TrainConfig, start: Path | None = None) -> list[dict]:
+        size = SIZES[wanted["size"]]
+        model = load_start(start) if start else new_lvm(size, tokenizer, seed=config.seed)
+        seed = sentence_seed(model, config.seed)
+        sampler = SentenceSampler(data, recipe, steps=config.steps, seed=seed)
+        return train_lvm(compile_layers(model) if compiled else model, sampler, where, config)
+
     def tune(lr: float) -> dict:
-        train_lvm(
-            data,
-            folder / f"lr-{lr}",
-            config=training(setting.tune, lr, lr, 100),
-            codebook=codebook,
-            **options,
-        )
+        fit(folder / f"lr-{lr}", training(setting.tune, lr, lr, 100))
         return {"loss": float(np.mean([*common.losses(load_lvm(folder / f"lr-{lr}"), asked).values()]))}
 
     tuned, trying = {}, LRS
@@ -125,11 +125,9 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
             folder / f"seed-{seed}-{budget}-decay",
             budget - (earlier[-1] if earlier else 0),
         )
-        start = {"start": folder / f"seed-{seed}-{earlier[-1]}"} if earlier else {"codebook": codebook}
-        stable = train_lvm(data, trunk, config=training(length, best, best, seed), **start, **options)
-        log = train_lvm(
-            data, decay, config=training(budget // 5, best, best / 30, seed), start=trunk, **options
-        )
+        start = folder / f"seed-{seed}-{earlier[-1]}" if earlier else None
+        stable = fit(trunk, training(length, best, best, seed), start)
+        log = fit(decay, training(budget // 5, best, best / 30, seed), trunk)
         lvm = load_lvm(decay)
         return {
             "seed": seed,
