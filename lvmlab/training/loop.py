@@ -166,12 +166,12 @@ def train(
 
         # model, optimisers, and the step to continue with
         set_seed(config.seed, device_specific=False)
-        fused = accelerator.device.type in ("cuda", "cpu", "mps")
-        optimizers = make_optimizers(model, config, fused=fused, bf16=bf16)
+        optimizers = make_optimizers(
+            model, config, fused=accelerator.device.type in ("cuda", "cpu", "mps"), bf16=bf16
+        )
         identity = _identity(config, bf16, identity, model)
-        inner = model
-        model, *optimizers = accelerator.prepare(model, *optimizers)
-        first = resume(folder, inner, optimizers, identity)
+        wrapped, *optimizers = accelerator.prepare(model, *optimizers)
+        first = resume(folder, model, optimizers, identity)
         log = records(folder, before=first)
         if first >= config.steps:
             return log
@@ -179,7 +179,7 @@ def train(
             start_log(folder, log)
 
         accelerator.init_trackers("tracked")
-        model.train()
+        wrapped.train()
         meter = _Meter(log)
         shown = progress and accelerator.is_main_process
         bar = stack.enter_context(tqdm(total=config.steps, initial=first, disable=not shown, mininterval=1.0))
@@ -188,12 +188,12 @@ def train(
         for step in range(first, config.steps):
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = config.lr_at(step) * group.get("lr_scale", 1.0)
-            metrics = _forward_backward(model, feed, loss, config, accelerator, bf16)
+            metrics = _forward_backward(wrapped, feed, loss, config, accelerator, bf16)
             if not math.isfinite(metrics["loss"]):
                 raise _diverged(metrics, step, config, folder, batch_sources)
             metrics, ends = _agreed(accelerator, metrics, meter.ends(budget_s, config, interrupts.signal))
             if config.clip:
-                metrics["norm"] = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
+                metrics["norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), config.clip))
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -211,7 +211,7 @@ def train(
                 bar.set_postfix(loss=f"{record['mean_loss']:.4f}", refresh=False)
                 meter.restart()
             if (step + 1) % config.save_every == 0 or final or ends["saving"]:
-                save(folder, inner, optimizers, step + 1, identity, write=accelerator.is_main_process)
+                save(folder, model, optimizers, step + 1, identity, write=accelerator.is_main_process)
                 accelerator.wait_for_everyone()
                 meter.saved = time.perf_counter()
             if final:
