@@ -136,7 +136,6 @@ def statements(tree):
 # still to be split
 LONG_FILES = {
     "evaluation.scoring",
-    "training.tokenizer",
 }
 LONG_FUNCTIONS = set()
 

@@ -20,10 +20,9 @@ from lvmlab.training.tokenizer import (
     TokenizerRecipe,
     TrainingVQGAN,
     evaluate,
-    export_tokenizer,
-    load_training,
     train_tokenizer,
 )
+from lvmlab.training.tokenizer_export import export_tokenizer, load_training
 from lvmlab.utils import paths
 from lvmlab.world.sentences import sentence
 

@@ -1,7 +1,7 @@
 """Frozen sentences, and a teacher's predictions on every token of them, kept on disk.
 
-A sweep over students, weights and temperatures then runs the teacher once. A list is a folder: ``list.json`` (how it
-was drawn, and its hash), ``tokens.npy``, ``inputs.npy``, ``weights.npy``. A cache is a folder in it,
+A sweep over students, weights and temperatures then runs the teacher once. A list is a folder: ``list.json``
+(how it was drawn, and its hash), ``tokens.npy``, ``inputs.npy``, ``weights.npy``. A cache is a folder in it,
 ``teacher-FINGERPRINT``: all codes in 8 bits, or, of more than ALL_CODES, the likeliest TOP in 16 bits and the
 probability of all others.
 """
@@ -118,7 +118,9 @@ class FrozenSentences:
         return np.array([orders[place // len(self.tasks)][place % len(self.tasks)] for place in places])
 
     def __call__(self, step: int, part: int, parts: int) -> dict:
-        """{tokens, inputs, weights (B, T), tasks, rows; with a cache predictions} of one of a step's parts."""
+        """{tokens, inputs, weights (B, T), tasks, rows; with a cache predictions} of one of a step's
+        parts.
+        """
         rows = self.rows(step)[part::parts]
         batch = {
             name: torch.from_numpy(array[rows].astype(np.float32 if name == "weights" else np.int64))
@@ -142,7 +144,8 @@ class TeacherCache:
         count = _read(Path(folder) / "list.json")["count"]
         if meta["done"] < count:
             raise FileNotFoundError(
-                f"{where} holds a teacher's predictions on {meta['done']} of {count} sentences: write_cache writes "
+                f"{where} holds a teacher's predictions on {meta['done']} of {count} sentences: write_cache "
+                f"writes "
                 "the rest"
             )
         self.top = meta["top"]

@@ -1,8 +1,10 @@
-"""What a student learns from a teacher: `divergence(student_logits, teacher_log_probs)` and the loss around it.
+"""What a student learns from a teacher: `divergence(student_logits, teacher_log_probs)` and the loss around
+it.
 
-DeLVM (arXiv 2402.04841, section 3.3) minimises a CE + b T^2 KL(teacher || student), the mean over tokens, with
-a = b = T = 1. Below p is the teacher's distribution of the next code and q the student's, both at temperature T. A
-divergence is summed over the codes and multiplied by T^2 (arXiv 1503.02531), so that its gradient keeps its size.
+DeLVM (arXiv 2402.04841, section 3.3) minimises a CE + b T^2 KL(teacher || student), the mean over tokens,
+with a = b = T = 1. Below p is the teacher's distribution of the next code and q the student's, both at
+temperature T. A divergence is summed over the codes and multiplied by T^2 (arXiv 1503.02531), so that its
+gradient keeps its size.
 
 ===========  ====================================================  ======================================
 ``forward``  KL(p || q) = sum p (log p - log q)                    DeLVM; arXiv 1503.02531
@@ -77,14 +79,14 @@ class Distillation:
     """The loss of a distillation: ce x cross entropy + kd x divergence, the weighted mean over tokens.
 
     Args:
-        divergence: A name in DIVERGENCES; or a callable (student_logits (M, V), teacher_log_probs (M, V)) to the loss
-            of each token (M,); or None, without a teacher.
+        divergence: A name in DIVERGENCES; or a callable (student_logits (M, V), teacher_log_probs (M, V)) to
+            the loss of each token (M,); or None, without a teacher.
         ce: Weight of the cross entropy, 0 or more.
         kd: Weight of the divergence, 0 or more.
         temperature: Over 0, of the named divergences.
         alpha: Between 0 and 1, of "js" and "skew". None: ALPHAS.
-        min_confidence: The divergence counts only where the teacher's likeliest code has this probability (after
-            VarKD, arXiv 2606.06078; its merging of ambiguous tokens is left out).
+        min_confidence: The divergence counts only where the teacher's likeliest code has this probability
+            (after VarKD, arXiv 2606.06078; its merging of ambiguous tokens is left out).
         label_smoothing: The control without a teacher, CE against (1 - s) one-hot + s / V (arXiv 1512.00567).
 
     Raises:
@@ -124,7 +126,9 @@ class Distillation:
         )
 
     def __call__(self, student_logits: Tensor, teacher_log_probs: Tensor) -> Tensor:
-        """The divergence of each token, (M,), 0 where the teacher is less confident than ``min_confidence``."""
+        """The divergence of each token, (M,), 0 where the teacher is less confident than
+        ``min_confidence``.
+        """
         if callable(self.divergence):
             nats = self.divergence(student_logits, teacher_log_probs)
         else:
@@ -134,7 +138,9 @@ class Distillation:
 
     @property
     def accepts_top(self) -> bool:
-        """Whether predictions of the likeliest codes alone are enough: the others matter little to forward KL."""
+        """Whether predictions of the likeliest codes alone are enough: the others matter little to forward
+        KL.
+        """
         return self.divergence == "forward" and self.temperature == 1 and self.min_confidence == 0
 
     @property
@@ -207,7 +213,9 @@ def check_predictions(distillation: Distillation, predictions: Predictions | Non
         raise ValueError(f"{name!r} needs a teacher: give a model, or sentences with a teacher's cache")
     if isinstance(predictions, TopPredictions) and not distillation.accepts_top and name is not None:
         raise ValueError(
-            f"{name!r} at temperature {distillation.temperature} needs the log-probabilities of all codes, this "
-            f"cache has the likeliest {predictions.ids.shape[-1]}: use 'forward' at temperature 1, or give the "
+            f"{name!r} at temperature {distillation.temperature} needs the log-probabilities of all codes, "
+            f"this "
+            f"cache has the likeliest {predictions.ids.shape[-1]}: use 'forward' at temperature 1, or give "
+            f"the "
             "teacher itself"
         )

@@ -1,8 +1,8 @@
 """A teacher's predictions of the next code, as they are computed or as a cache keeps them.
 
-Each kind gives float32 log-probabilities of a slice of its M tokens, so that the logits of all tokens are never held at
-once. In 8 bits all codes of a token take about 1 KB at 1,024 codes. Larger codebooks keep the likeliest codes and the
-probability of all others together.
+Each kind gives float32 log-probabilities of a slice of its M tokens, so that the logits of all tokens are
+never held at once. In 8 bits all codes of a token take about 1 KB at 1,024 codes. Larger codebooks keep the
+likeliest codes and the probability of all others together.
 """
 
 from dataclasses import dataclass

@@ -47,9 +47,17 @@ _BLOCK = r"(?:blocks|llama\.layers)\.(\d+)"  # of either trunk
 
 @dataclass(frozen=True)
 class AIMRecipe:
-    """mixup: alpha of its Beta, 0 for none. drop_path_rate: the share of pictures that pass by the last block
-    (stochastic depth), rising linearly from the
-    first. layer_decay: of the learning rate, from each block to the one before it. smoothing: of the labels.
+    """How a patch model is fine-tuned.
+
+    Args:
+        mixup: Alpha of its Beta distribution; 0 for none.
+        drop_path_rate: Share of pictures that pass by the last block (stochastic depth); it rises linearly
+            from the first block on.
+        layer_decay: Factor of the learning rate from each block to the one before it.
+        smoothing: Of the labels.
+
+    Raises:
+        ValueError: A field is out of range; the message names it.
     """
 
     mixup: float = 0.8
@@ -68,10 +76,12 @@ class AIMRecipe:
 
 
 class Classifier(nn.Module):
-    """A patch model read both ways, the mean of its places, a linear head: images (B, 3, S, S) in [0, 1] to
-    logits (B, classes).
+    """A patch model without a causal mask, the mean of its patches, and a linear head.
 
-    The model is taken over; the head of its pre-training goes.
+    Args:
+        model: Is taken over; the head of its pre-training goes.
+        classes: How many.
+        tuning: See `AIMRecipe`.
     """
 
     def __init__(self, model: PatchLM, classes: int, tuning: AIMRecipe = AIMRecipe()):
@@ -87,6 +97,7 @@ class Classifier(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) in [0, 1] to logits (B, classes)."""
         return self.head(self.model.trunk.norm(self.model.features(images)[-1]).mean(1))
 
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -96,6 +107,30 @@ class Classifier(nn.Module):
     def param_groups(self, config: TrainConfig) -> list[dict]:
         """What `lvmlab.training.loop` optimises, each layer with its share of the learning rate."""
         return param_groups_layer_decay(self, config.weight_decay, layer_decay=self.tuning.layer_decay)
+
+
+class Crops:
+    """Training batches of random crops, mirrored half of the time; each is a function of its place alone.
+
+    Args:
+        data: The pictures.
+        size: Side of the crops in pixels, S.
+        batch: Pictures a step.
+        seed: Of the draws.
+        prepare: (pictures (B, 3, S, S) in [0, 1], their rows, a generator) to the batch.
+    """
+
+    def __init__(self, data: Labelled, size: int, batch: int, seed: int, prepare: Callable):
+        self.data, self.size, self.batch, self.seed, self.prepare = data, size, batch, seed, prepare
+
+    def __call__(self, step: int, part: int, parts: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, step * parts + part))
+        rows = rng.integers(len(self.data), size=max(1, self.batch // parts))
+        crops = [
+            _crop(torch.from_numpy(picture).movedim(2, 0), self.size, rng)
+            for picture in self.data.batch(rows)
+        ]
+        return self.prepare(from_uint8(torch.stack(crops).movedim(1, 3).numpy()), rows, rng)
 
 
 def pretrain(
@@ -108,32 +143,38 @@ def pretrain(
     progress: bool = True,
     on_log: Callable[[dict, PatchLM], None] | None = None,
 ) -> list[dict]:
-    """Pre-trains a patch model on pictures, whose labels it does not see, and returns the log; resumes from
-    ``folder`` (see `load_patchlm`).
+    """Pre-trains a patch model on pictures without their labels; resumes from the folder's checkpoint.
 
-    batch: pictures a step, crops of 0.4 to 1 of the area, mirrored half of the time. data: of any size from
-        the shape's up.
+    Args:
+        data: Of any size from the shape's up; crops have 0.4 to 1 of the area.
+        folder: Of checkpoint and log; `load_patchlm` reads it.
+        shape: A name in AIM_PRESETS or a configuration.
+        config: How to optimise.
+        batch: Pictures a step.
+        progress: Show a bar.
+        on_log: Is called with each record and the model.
+
+    Returns:
+        The log.
     """
     model = PatchLM.from_shape(shape, seed=config.seed)
 
-    def prepared(pictures: Tensor, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {
-            "pictures": pictures,
-            "prefix": model.prefixes(len(pictures), torch.Generator().manual_seed(int(rng.integers(2**31)))),
-        }
+    def prepare(pictures: Tensor, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        return {"pictures": pictures, "prefix": model.prefixes(len(pictures), generator)}
 
-    return _fitted(
+    def loss(net: nn.Module, batch: dict) -> tuple[Tensor, dict]:
+        return net(batch["pictures"], batch["prefix"]), {"items": len(batch["pictures"])}
+
+    return train(
         model,
-        model.shape,
-        data,
-        folder,
+        Crops(data, model.shape.size, batch, config.seed, prepare),
+        loss,
         config,
-        batch,
-        prepared,
-        lambda net, batch: net(batch["pictures"], batch["prefix"]),
-        {},
-        on_log,
-        progress,
+        folder,
+        on_log and (lambda record: on_log(record, model)),
+        identity=_identity(model.shape, data, batch),
+        progress=progress,
     )
 
 
@@ -148,100 +189,78 @@ def finetune(
     progress: bool = True,
     on_log: Callable[[dict, Classifier], None] | None = None,
 ) -> list[dict]:
-    """Fine-tunes a patch model to tell the classes of ``data`` and returns the log; resumes from ``folder``
-    (see `load_classifier`).
+    """Fine-tunes a patch model to classes; resumes from the folder's checkpoint.
 
-    start: is trained in place. Raises ValueError for an odd number of pictures on a device, which mixup
-        cannot pair.
+    Args:
+        start: Is trained in place.
+        data: Labelled pictures.
+        folder: Of checkpoint and log; `load_classifier` reads it.
+        config: How to optimise.
+        tuning: See `AIMRecipe`.
+        batch: Pictures a step.
+        progress: Show a bar.
+        on_log: Is called with each record and the model.
+
+    Returns:
+        The log.
+
+    Raises:
+        ValueError: A device gets an odd number of pictures, which mixup cannot pair.
     """
+    if batch // config.accumulation % 2:
+        raise ValueError(
+            f"batch={batch!r}: mixup pairs pictures; give an even number for each of {config.accumulation} "
+            f"parts of a step"
+        )
     more = {"classes": data.classes, "tuning": asdict(tuning), "start": fingerprint(start)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Classifier(start, len(data.classes), tuning)
     mixup = Mixup(tuning.mixup, label_smoothing=tuning.smoothing, num_classes=len(data.classes))
     mixup.mixup_enabled = tuning.mixup > 0
-    if batch // config.accumulation % 2:
-        raise ValueError(
-            f"batch={batch!r}: mixup pairs pictures; give an even number for each of {config.accumulation} "
-            f"parts of a step"
-        )
 
-    def prepared(pictures: Tensor, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
+    def prepare(pictures: Tensor, rows: np.ndarray, rng: np.random.Generator) -> dict[str, Tensor]:
         before = np.random.get_state()  # timm draws from numpy's one generator
         np.random.seed(rng.integers(2**31))
         pictures, labels = mixup(pictures, torch.from_numpy(data.labels[rows]).long())
         np.random.set_state(before)
         return {"pictures": pictures, "labels": labels}
 
-    return _fitted(
-        model,
-        start.shape,
-        data,
-        folder,
-        config,
-        batch,
-        prepared,
-        lambda net, batch: SoftTargetCrossEntropy()(net(batch["pictures"]).float(), batch["labels"]),
-        more,
-        on_log,
-        progress,
-    )
+    def loss(net: nn.Module, batch: dict) -> tuple[Tensor, dict]:
+        value = SoftTargetCrossEntropy()(net(batch["pictures"]).float(), batch["labels"])
+        return value, {"items": len(batch["pictures"])}
 
-
-def _fitted(
-    model: nn.Module,
-    shape: PatchConfig,
-    data: Labelled,
-    folder: str | Path,
-    config: TrainConfig,
-    batch: int,
-    prepared: Callable,
-    loss: Callable,
-    more: dict,
-    on_log: Callable | None,
-    progress: bool,
-) -> list[dict]:
-    """The loop of both. prepared: of a part of a step's pictures, cropped and mirrored (B, 3, S, S) in [0,
-    1], their rows, and what else is drawn
-    from, to what the loss takes."""
-
-    def batches(step: int, part: int, parts: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((config.seed, step * parts + part))
-        rows = rng.integers(len(data), size=max(1, batch // parts))
-        found = [
-            _crop(torch.from_numpy(picture).movedim(2, 0), shape.size, rng) for picture in data.batch(rows)
-        ]
-        return prepared(from_uint8(torch.stack(found).movedim(1, 3).numpy()), rows, rng)
-
-    identity = {"shape": asdict(shape), "data": [data.name, data.size, len(data)], "batch": batch, **more}
     return train(
         model,
-        batches,
-        lambda net, batch: (loss(net, batch), {"items": len(batch["pictures"])}),
+        Crops(data, start.shape.size, batch, config.seed, prepare),
+        loss,
         config,
         folder,
         on_log and (lambda record: on_log(record, model)),
-        identity=identity,
+        identity=_identity(start.shape, data, batch) | more,
         progress=progress,
     )
 
 
+def _identity(shape: PatchConfig, data: Labelled, batch: int) -> dict:
+    return {"shape": asdict(shape), "data": [data.name, data.size, len(data)], "batch": batch}
+
+
 def _crop(picture: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """A random part of a picture (3, H, W) at (3, size, size), mirrored half of the time."""
     area, ratio = rng.uniform(*SCALE), np.exp(rng.uniform(*np.log(RATIO)))
     sides = [
         max(1, round(side * min(1.0, share**0.5)))
         for side, share in zip(picture.shape[1:], (area / ratio, area * ratio), strict=True)
     ]
-    corner = [
-        int(rng.integers(whole - side + 1)) for whole, side in zip(picture.shape[1:], sides, strict=True)
-    ]
+    corner = [int(rng.integers(full - side + 1)) for full, side in zip(picture.shape[1:], sides, strict=True)]
     picture = TF.resized_crop(picture, *corner, *sides, [size, size])
     return TF.horizontal_flip(picture) if rng.random() < 0.5 else picture
 
 
 def load_patchlm(folder: str | Path) -> PatchLM:
-    """The model of a pre-training's latest checkpoint, on the CPU, or what `PatchLM.from_pretrained` finds.
-    Its `save_pretrained` keeps it.
+    """The model of a pre-training's latest checkpoint, on the CPU, or what `PatchLM.from_pretrained`
+    loads.
     """
     if not (Path(folder) / CHECKPOINT).is_file():
         return PatchLM.from_pretrained(folder, device="cpu")

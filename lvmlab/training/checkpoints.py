@@ -1,8 +1,9 @@
 """Checkpoints of a training: complete or not there, and with a digest of what they hold.
 
-A checkpoint holds model, optimiser, step, random state and the training's identity (all that decides its outcome).
-It resumes the same training alone: another configuration, flipped bytes, values that are not finite and steps beyond
-the last are refused by name. The log beside it has one JSON record a line.
+A checkpoint holds model, optimiser, step, random state and the training's identity (all that decides its
+outcome).
+It resumes the same training alone: another configuration, flipped bytes, values that are not finite and steps
+beyond the last are refused by name. The log beside it has one JSON record a line.
 """
 
 import contextlib
@@ -50,7 +51,8 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
         state["identity"] = json.loads(state["identity"])
     except Exception as error:
         raise TrainingError(
-            f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}): it is damaged or no checkpoint "
+            f"{path} cannot be read ({type(error).__name__}: {_first_line(error)}): it is damaged or no "
+            f"checkpoint "
             "of this loop; move it away to start afresh"
         ) from error
     _check_values(path, state)
@@ -130,7 +132,8 @@ def save(
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         before = "the one of before is sound" if (folder / CHECKPOINT).exists() else "there is none of before"
         raise TrainingError(
-            f"the checkpoint of step {step} cannot be written to {folder} ({error}): make room there, or make it "
+            f"the checkpoint of step {step} cannot be written to {folder} ({error}): make room there, or "
+            f"make it "
             f"writable, and start again; {before}"
         ) from error
 

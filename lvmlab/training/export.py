@@ -1,4 +1,6 @@
-"""What a training leaves: its model, the stages that made it, an export that plain `transformers` loads, and its card."""
+"""What a training leaves: its model, the stages that made it, an export that plain `transformers` loads, and
+its card.
+"""
 
 import json
 from pathlib import Path
@@ -13,15 +15,18 @@ from lvmlab.training.checkpoints import load_checkpoint, read_log
 
 
 def stages(folder: str | Path) -> list[dict]:
-    """What made a model, in order: {steps, tokens, hours, device, loss} of each stage. folder: of a training."""
+    """The trainings that made a training folder's model, in order.
+
+    Returns:
+        {steps, tokens, hours, device, loss} of each, the folder's own last.
+    """
     checkpoint, log = load_checkpoint(folder), read_log(folder)
     more, last = checkpoint["identity"]["more"], log[-1]
-    device = next((record["device"] for record in log if "device" in record), "unknown")
     own = {
         "steps": checkpoint["step"],
         "tokens": checkpoint["step"] * more["recipe"]["tokens"],
         "hours": round(last["seconds"] / 3600, 3),
-        "device": device,
+        "device": next((record["device"] for record in log if "device" in record), "unknown"),
         "loss": round(last.get("mean_loss", last["loss"]), 4),
     }
     return [*more.get("stages", []), own]
@@ -46,88 +51,113 @@ def load_lvm(folder: str | Path) -> LVM:
 
 
 def export_lvm(folder: str | Path, out: str | Path) -> LVM:
-    """The latest checkpoint of a training folder as a pretrained model in ``out``: weights, configuration,
-    log, card.
+    """Writes the latest checkpoint of a training as a pretrained model: weights, configuration, log, card.
+
+    Args:
+        folder: Of the training.
+        out: The folder to write; plain `transformers` loads it.
+
+    Returns:
+        The model as it loads from ``out``.
+
+    Raises:
+        TrainingError: There is no checkpoint, or it is damaged.
     """
-    checkpoint, log = load_checkpoint(folder), read_log(folder)
-    identity = checkpoint["identity"]
-    more = identity["more"]
-    model = load_lvm(folder)
-    model.config.training = (
-        {k: v for k, v in identity.items() if k != "more"} | more | {"stages": stages(folder)}
-    )
-    thinned = log[:: max(1, len(log) // 200)] + log[-1:]
+    identity, log = load_checkpoint(folder)["identity"], read_log(folder)
+    more, model = identity.pop("more"), load_lvm(folder)
+    model.config.training = identity | more | {"stages": stages(folder)}
     model.save_pretrained(
-        out, tokenizer_fingerprint=more["store"]["tokenizer"], log=thinned, card=card(model, Path(out).name)
+        out,
+        tokenizer_fingerprint=more["store"]["tokenizer"],
+        log=log[:: max(1, len(log) // 200)] + log[-1:],
+        card=card(model, Path(out).name),
     )
     return LVM.from_pretrained(out)
 
 
 def push_lvm(model: LVM, repo: str, **options) -> str:
-    """Uploads a model that `export_lvm` wrote, and its card, to the hub through `transformers`; returns the
-    address. options: private, token, ...
+    """Uploads an exported model and its card to the hub, through `transformers`.
+
+    Args:
+        model: Exported by `export_lvm`.
+        repo: "owner/name".
+        options: Of `push_to_hub`: private, token, ...
+
+    Returns:
+        The address.
     """
     from huggingface_hub import ModelCard
 
-    where = model.llama.push_to_hub(repo, **options)
+    address = model.llama.push_to_hub(repo, **options)
     ModelCard(card(model, repo)).push_to_hub(repo, token=options.get("token"))
-    return str(where)
+    return str(address)
 
 
 def card(model: LVM, name: str) -> str:
-    """The model card: what it is, what it was trained on, from which teacher, and for how long. name: that it
-    is loaded by.
+    """The model card: what the model is, on what, from which teacher and for how long it was trained.
+
+    Args:
+        model: With its training in its configuration.
+        name: By which it loads.
+
+    Returns:
+        Markdown.
     """
     training = model.config.training
-    made, spoken = training["stages"], training["store"]["tokenizer"]
+    made, tokenizer = training["stages"], training["store"]["tokenizer"]
     mixture = training["recipe"].get("mixture", {})
     shares = training["recipe"].get("shares") or mixture.get("weights") or mixture["scheme"]
-    devices = ", ".join(dict.fromkeys(stage["device"] for stage in made))
-    tokens, hours = (sum(stage[k] for stage in made) for k in ("tokens", "hours"))
-    staged = f", in {len(made)} stages (log.json is the last one's)" if len(made) > 1 else ""
-    ours = (
-        spoken == Tokenizer.from_pretrained("mini", device="cpu").fingerprint
-    )  # no model from elsewhere speaks its tokens
-    how = (
-        "Fine-tuned" + (f" through adapters of rank {training['lora']}" if "lora" in training else "")
-        if "start" in training and len(made) == 1
-        else "Trained"
-    )
-    how += (
-        f", from a teacher ({training['teacher']}) by `{(training.get('distillation') or training['objective'])['divergence' if 'distillation' in training else 'name']}`,"
-        if training.get("teacher")
-        else ""
-    )
+    ours = tokenizer == Tokenizer.from_pretrained("mini", device="cpu").fingerprint
+
+    # the data, and whether all of it is mini-world's
     origins = training["store"].get("tasks", {"": training["store"]})
+    known = all("world" in origin for origin in origins.values())
     named = dict.fromkeys(
-        f"{o['world']}'s training sources alone" if "world" in o else task for task, o in origins.items()
+        f"{origin['world']}'s training sources alone" if "world" in origin else task
+        for task, origin in origins.items()
     )
-    known = "It knows scenes of mini-world and little else. " * all("world" in o for o in origins.values())
-    terms = known + (
-        "Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`."
-        if ours and known
-        else "Its licence is that of the model it was tuned from."
-        if "start" in training
-        else "Its licence is yours to choose."
-    )
+
     return (
         (Path(__file__).parent / "cards" / "lvm.md")
-        .read_text()
+        .read_text(encoding="utf-8")
         .format(
             licence="apache-2.0" if ours and known else "other",
             name=name,
-            how=how,
-            terms=terms,
-            hours=hours,
+            how=_how(training),
+            terms=_terms(training, ours, known),
+            hours=sum(stage["hours"] for stage in made),
             tokenizer="mini" if ours else "FOLDER",
-            fingerprint=spoken,
+            fingerprint=tokenizer,
             millions=model.num_parameters / 1e6,
             context=model.max_seq_len,
             origin=" and ".join(named),
-            tokens=tokens / 1e6,
-            devices=devices,
-            staged=staged,
+            tokens=sum(stage["tokens"] for stage in made) / 1e6,
+            devices=", ".join(dict.fromkeys(stage["device"] for stage in made)),
+            staged=f", in {len(made)} stages (log.json is the last one's)" if len(made) > 1 else "",
             loss=made[-1]["loss"],
             shares=json.dumps(shares),
         )
     )
+
+
+def _how(training: dict) -> str:
+    """The card's words for the kind of training."""
+    how = "Trained"
+    if "lora" in training:
+        how = f"Fine-tuned through adapters of rank {training['lora']}"
+    elif "start" in training and len(training["stages"]) == 1:
+        how = "Fine-tuned"
+    if training.get("teacher"):
+        loss = training.get("distillation") or training["objective"]
+        how += f", from a teacher ({training['teacher']}) by `{loss.get('divergence', loss.get('name'))}`,"
+    return how
+
+
+def _terms(training: dict, ours: bool, known: bool) -> str:
+    """The card's words for what the model knows and its licence."""
+    knows = "It knows scenes of mini-world and little else. " if known else ""
+    if ours and known:
+        return knows + "Licence Apache-2.0; the pictures' credits are in `assets/CREDITS.md`."
+    if "start" in training:
+        return knows + "Its licence is that of the model it was tuned from."
+    return knows + "Its licence is yours to choose."

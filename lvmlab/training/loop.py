@@ -1,7 +1,7 @@
 """One training loop on `accelerate`, for tokenizers and language models alike.
 
-A batch is addressed by its step alone, and every checkpoint holds model, optimiser, step and random state. So a training
-that was killed at any moment resumes to the same losses.
+A batch is addressed by its step alone, and every checkpoint holds model, optimiser, step and random state. So
+a training that was killed at any moment resumes to the same losses.
 """
 
 import contextlib
@@ -46,8 +46,10 @@ class TrainConfig:
         precision: "auto", "fp32" or "bf16".
         save_every: Steps between checkpoints; `save_seconds` is the longest time between them.
         optimizer: "adamw", or "muon" (`lvmlab.training.muon`) for the matrices that a model names by
-            `hidden_matrices()` and AdamW for the rest. Muon's updates have AdamW's size, so one `lr` serves both.
-        tracker: Where the log also goes, as accelerate names it. All but TensorBoard need a package of their own.
+            `hidden_matrices()` and AdamW for the rest. Muon's updates have AdamW's size, so one `lr` serves
+            both.
+        tracker: Where the log also goes, as accelerate names it. All but TensorBoard need a package of their
+            own.
     """
 
     steps: int
@@ -126,20 +128,20 @@ def train(
 ) -> list[dict]:
     """Trains a model in place; resumes from the folder's checkpoint.
 
-    Ctrl-C and SIGTERM end it after a step and its checkpoint. Precision is resolved before a checkpoint is compared:
-    fp32 and bf16 give different losses, so neither resumes the other.
+    Ctrl-C and SIGTERM end it after a step and its checkpoint. Precision is resolved before a checkpoint is
+    compared: fp32 and bf16 give different losses, so neither resumes the other.
 
     Args:
         model: Of any kind; accelerate wraps it for several devices.
-        batches: (step, part, parts) to one of the ``parts`` of a step's batch (accumulation x devices), a function of
-            these alone. A thread calls it, one batch ahead. The same parts on one device by accumulation or on
-            several devices give the same losses.
-        loss: (model, batch) to (scalar, metrics). The metric "items" counts pictures or tokens and gives items a
-            second.
+        batches: (step, part, parts) to one of the ``parts`` of a step's batch (accumulation x devices), a
+            function of these alone. A thread calls it, one batch ahead. The same parts on one device by
+            accumulation or on several devices give the same losses.
+        loss: (model, batch) to (scalar, metrics). The metric "items" counts pictures or tokens and gives
+            items a second.
         config: How to optimise.
         folder: Of checkpoint and log. One launch at a time writes there.
-        on_log: Is called with each record before it is written. It may add fields (an evaluation) and must not draw
-            from the global random state.
+        on_log: Is called with each record before it is written. It may add fields (an evaluation) and must
+            not draw from the global random state.
         identity: What else decides the outcome (recipe, data).
         batch_sources: What a batch was made of, for the error about a loss that is not finite.
         budget_s: Stop, with a checkpoint, after so many seconds of this call.
@@ -280,8 +282,10 @@ def _diverged(
 ) -> TrainingError:
     sources = batch_sources(metrics["batch"])
     return TrainingError(
-        f"the loss is {metrics['loss']} at step {step}{f' (batch of {sources})' if sources else ''}: lower lr (now "
-        f"{config.lr}) or clip (now {config.clip}), raise warmup (now {config.warmup}), or train in fp32; the last "
+        f"the loss is {metrics['loss']} at step {step}{f' (batch of {sources})' if sources else ''}: lower "
+        f"lr (now "
+        f"{config.lr}) or clip (now {config.clip}), raise warmup (now {config.warmup}), or train in fp32; "
+        f"the last "
         f"checkpoint in {folder} is sound"
     )
 

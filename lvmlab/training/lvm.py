@@ -1,8 +1,8 @@
 """Training an LVM on visual sentences, alone or from a teacher.
 
 The model is prepared before (`lvmlab.training.preparation`), the sentences come from a sampler
-(`lvmlab.training.sampler`) or a frozen list (`lvmlab.distillation.cache`). What every training needs is checked here,
-once, before any work.
+(`lvmlab.training.sampler`) or a frozen list (`lvmlab.distillation.cache`). What every training needs is
+checked here, once, before any work.
 """
 
 import warnings
@@ -51,13 +51,15 @@ def train_lvm(
         folder: Of checkpoint and log.
         config: How to optimise.
         distillation: The loss, where it is not cross entropy alone.
-        teacher: The model to learn from, of the same tokenizer; not needed where ``batches`` have its predictions.
+        teacher: The model to learn from, of the same tokenizer; not needed where ``batches`` have its
+            predictions.
         on_log: Is called with each record, to which it may add, and the model as it is then.
         budget_s: Stop, with a checkpoint, after so many seconds of this call.
         progress: Show a bar.
 
     Returns:
-        The log: records of `lvmlab.training.loop.train`, with "shares", the tasks' shares of the sentences since the
+        The log: records of `lvmlab.training.loop.train`, with "shares", the tasks' shares of the sentences
+            since the
         last record.
 
     Raises:
@@ -141,7 +143,9 @@ def make_distillation_step(
 
 
 def check_length(model: LVM, batches: SentenceSampler | FrozenSentences) -> None:
-    """Raises ValueError where the longest sentence does not fit the model's context, or a class has too few rows."""
+    """Raises ValueError where the longest sentence does not fit the model's context, or a class has too few
+    rows.
+    """
     longest, most = batches.longest, model.max_seq_len
     if longest > most:
         pair = 2 * (batches.tokens_per_image or longest // 2)
@@ -158,8 +162,8 @@ def check_tokenizers(
 ) -> None:
     """Holds the tokenizers of sentences, model and teacher against each other, by fingerprint.
 
-    Fresh weights take the sentences' tokenizer. Models from elsewhere carry no fingerprint: one warning, and the
-    teacher's codes are counted.
+    Fresh weights take the sentences' tokenizer. Models from elsewhere carry no fingerprint: one warning, and
+    the teacher's codes are counted.
 
     Raises:
         ValueError: Two of them are of different tokenizers; the message names both.
@@ -172,18 +176,22 @@ def check_tokenizers(
             continue
         if other.tokenizer_fingerprint is None:
             warnings.warn(
-                f"the {name} does not say which tokenizer it was trained on; the sentences are of {tokenizer}",
+                f"the {name} does not say which tokenizer it was trained on; the sentences are of "
+                f"{tokenizer}",
                 stacklevel=3,
             )
         elif other.tokenizer_fingerprint != tokenizer:
             raise ValueError(
-                f"the {name} was trained on the tokens of tokenizer {other.tokenizer_fingerprint}, the sentences are "
-                f"of {tokenizer}: the same ids mean other things; tokenise the pictures with the {name}'s tokenizer, "
+                f"the {name} was trained on the tokens of tokenizer {other.tokenizer_fingerprint}, the "
+                f"sentences are "
+                f"of {tokenizer}: the same ids mean other things; tokenise the pictures with the {name}'s "
+                f"tokenizer, "
                 f"or give another {name}"
             )
     if teacher is not None and teacher.vocab_size != model.vocab_size:
         raise ValueError(
-            f"the teacher has {teacher.vocab_size} codes, the student {model.vocab_size}: give two models of one "
+            f"the teacher has {teacher.vocab_size} codes, the student {model.vocab_size}: give two models of "
+            f"one "
             "tokenizer"
         )
 

@@ -1,6 +1,7 @@
 """The model that a training starts from: fresh weights, or weights that exist already, and how it is trained.
 
-Each function notes on the model what it did (`LVM.preparation`), because a checkpoint resumes only the same training.
+Each function notes on the model what it did (`LVM.preparation`), because a checkpoint resumes only the same
+training.
 """
 
 from pathlib import Path
@@ -28,11 +29,13 @@ def new_lvm(
     """Fresh weights for a tokenizer's codes.
 
     Args:
-        shape: A name in `lvmlab.model.config.LVM_PRESETS` or a configuration; its vocabulary becomes the codebook.
-        tokenizer: Embedding and head start from its codebook (`lvmlab.model.initialisation.init_from_codebook`).
+        shape: A name in `lvmlab.model.config.LVM_PRESETS` or a configuration; its vocabulary becomes the
+            codebook.
+        tokenizer: Embedding and head start from its codebook
+            (`lvmlab.model.initialisation.init_from_codebook`).
         seed: Of the weights.
-        grid_start: Heads start at the distances of the tokenizer's grid (`lvmlab.model.initialisation.init_from_grid`), where they have
-            biases.
+        grid_start: Heads start at the distances of the tokenizer's grid
+            (`lvmlab.model.initialisation.init_from_grid`), where they have biases.
         factored: Embed by two factors, the codebook frozen (`lvmlab.model.embedding`; DeLVM's).
 
     Returns:
@@ -47,7 +50,9 @@ def new_lvm(
 
 
 def start_from_codebook(model: LVM, codebook: Tensor, *, seed: int = 0, factored: bool = False) -> LVM:
-    """Starts embedding and head from a codebook (K, D), and embeds by two factors where asked; returns the model."""
+    """Starts embedding and head from a codebook (K, D), and embeds by two factors where asked; returns the
+    model.
+    """
     init_from_codebook(model, codebook, seed=seed)
     model.preparation["codebook"] = True
     if factored:
@@ -67,8 +72,8 @@ def load_start(start: str | Path | LVM) -> LVM:
     """Trained weights to start from, on the CPU.
 
     Args:
-        start: The folder of a training, all that `LVM.from_pretrained` takes (DeLVM's models and LVM's among it), or a
-            loaded model, which is trained in place.
+        start: The folder of a training, all that `LVM.from_pretrained` takes (DeLVM's models and LVM's among
+            it), or a loaded model, which is trained in place.
 
     Returns:
         The model; it carries the stages that made it.
@@ -102,13 +107,17 @@ def add_adapters(model: LVM, rank: int, seed: int = 0) -> LVM:
 
 
 def compile_layers(model: LVM) -> LVM:
-    """Puts each layer under torch.compile, which needs a C++ compiler and half a minute; returns the model."""
+    """Puts each layer under torch.compile, which needs a C++ compiler and half a minute; returns the
+    model.
+    """
     for layer in model.llama.model.layers:
         layer.compile(dynamic=False)
     return model
 
 
 def checkpoint_activations(model: LVM) -> LVM:
-    """Recomputes activations in the backward pass: a third more time, a fraction of the memory. Returns the model."""
+    """Recomputes activations in the backward pass: a third more time, a fraction of the memory. Returns the
+    model.
+    """
     model.llama.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -1,7 +1,8 @@
 """What an LVM is trained on: which task, how many pairs, how much each token weighs, and what is corrupted.
 
-All tokens of a sentence are targets. Tokens of a picture that its context hardly determines (an input photograph) weigh
-little, those of an answer weigh fully. Short sentences first and full ones last cost less for the same reading.
+All tokens of a sentence are targets. Tokens of a picture that its context hardly determines (an input
+photograph) weigh little, those of an answer weigh fully. Short sentences first and full ones last cost less
+for the same reading.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from torch import Tensor
 from lvmlab.data.mixture import Mixture
 from lvmlab.utils.checks import check_fields
 
-# answers that are photographs: many tokens would do nearly as well as the true one, so their loss is mostly noise
+# answers that are photographs: many tokens would do nearly as well as the true one, so their loss is mostly
+# noise
 PHOTOGRAPHS = {"derain": 0.3, "motion": 0.4}
 SHARES = {"segmentation": 0.30, "selection": 0.22, "pose": 0.28, "derain": 0.06, "motion": 0.14}
 
@@ -84,8 +86,8 @@ def token_weights(
         pictures: {task: pictures in a row of it}, see `lvmlab.data.store.Rows`.
 
     Returns:
-        (B, pairs * 2 * tokens). In a clip all frames after two are answers; single images have no answers, and all
-        weigh fully.
+        (B, pairs * 2 * tokens). In a clip all frames after two are answers; single images have no answers,
+        and all weigh fully.
     """
     rows = torch.full((len(names), pairs, 2), recipe.image_weight)
     for row, name in zip(rows, names, strict=True):

@@ -1,4 +1,6 @@
-"""Training sentences: drawn from a token store, corrupted where they are read, or answered by the student itself."""
+"""Training sentences: drawn from a token store, corrupted where they are read, or answered by the student
+itself.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -91,10 +93,11 @@ class SentenceSampler:
 def corrupt_answers(tokens: Tensor, pairs: int, rate: float, rng: np.random.Generator) -> Tensor:
     """Sentences as they are read in training: some answers hold wrong tokens; the targets stay true.
 
-    The beginning of a label determines its next token so well that a model learns to continue it and looks at the
-    picture too little; its own first mistakes then carry it away (exposure bias, arXiv 1506.03099). A corrupted answer
-    has a random share of its tokens replaced by tokens of the sentence's answers, each by another or all by the same
-    one; or it is the answer of another pair, which looks right and is wrong, so that only the picture can tell.
+    The beginning of a label determines its next token so well that a model learns to continue it and looks at
+    the picture too little; its own first mistakes then carry it away (exposure bias, arXiv 1506.03099). A
+    corrupted answer has a random share of its tokens replaced by tokens of the sentence's answers, each by
+    another or all by the same one; or it is the answer of another pair, which looks right and is wrong, so
+    that only the picture can tell.
 
     Args:
         tokens: (B, T), true sentences.
@@ -130,8 +133,8 @@ def permute_label_codes(
 ) -> Tensor:
     """Sentences whose labels are written in other codes, alike in all labels of a sentence.
 
-    Which codes mean object and ground can then be read from the prompt alone: a colour that training never showed is
-    copied like any other.
+    Which codes mean object and ground can then be read from the prompt alone: a colour that training never
+    showed is copied like any other.
 
     Args:
         tokens: (B, T), true sentences.
@@ -166,7 +169,8 @@ def write_answers(model: LVM, batch: dict, share: float, seed: int, tokens_per_i
         tokens_per_image: N, the length of an answer.
 
     Returns:
-        The batch with other tokens, inputs and weights, and "kd_weights" (M,) of the divergence, which sum to 1.
+        The batch with other tokens, inputs and weights, and "kd_weights" (M,) of the divergence, which sum to
+        1.
     """
     n = tokens_per_image
     tokens, inputs, weights = (batch[name].clone() for name in ("tokens", "inputs", "weights"))

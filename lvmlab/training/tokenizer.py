@@ -1,10 +1,9 @@
 """Training a VQGAN: what is minimised, by named terms, and on which pictures.
 
-The quantiser of the training is vector-quantize-pytorch's (EMA codebook, k-means start, dead codes replaced,
-rotation
-trick of arXiv 2410.06424); its codebook is exported to the plain look-up of
-`lvmlab.tokenizer.vqgan.Codebook`. For comparison there
-is finite scalar quantisation as well (FSQ, arXiv 2309.15505), for training and scoring only.
+The quantiser of the training is vector-quantize-pytorch's: an EMA codebook with a k-means start, dead codes
+replaced, and the rotation trick of arXiv 2410.06424. Its codebook is exported to the plain look-up of
+`lvmlab.tokenizer.vqgan.Codebook`. Finite scalar quantisation (FSQ, arXiv 2309.15505) is there for comparison,
+for training and scoring only.
 """
 
 import math
@@ -17,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGAN, VQGANConfig
-from lvmlab.training.checkpoints import TrainingError, load_checkpoint, read_log
+from lvmlab.training.checkpoints import load_checkpoint
 from lvmlab.training.loop import TrainConfig, train
+from lvmlab.training.tokenizer_losses import adversarial, edge_weight, lpips, ms_ssim, patch_discriminator
 from lvmlab.utils.checks import check_fields
-from lvmlab.utils.files import write_file
 
 KINDS = ("natural", "two-colour", "skeleton", "other")  # what the ids in a pool's kinds file mean
 QUANTISERS = ("vq", "fsq")
@@ -32,15 +30,25 @@ FSQ_LEVELS = {16: (4, 4), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5,
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """Weights of the loss's terms (0 switches one off) and the quantiser's settings.
+    """Weights of the loss's terms (0 switches one off), and settings of the quantiser.
 
-    l1, mse: pixel terms; `edge` weighs pixels of label pictures more by the local contrast of the target.
-    gradient: L1 between finite differences; ms_ssim: 1 - MS-SSIM (structural terms).
-    commitment: features to codes. adversarial: hinge loss of a patch discriminator. lpips: needs
-        torchvision's AlexNet weights.
-    free_batches: so many first batches are not quantised, so that k-means finds features worth clustering (a
-        start from
-    random features collapses to a few codes). decay, dead_below: of the EMA codebook, in uses a batch.
+    Args:
+        l1: Weight of the absolute error of pixels.
+        mse: Weight of the square error of pixels.
+        edge: How much more pixels of label pictures weigh where the target's colour changes.
+        gradient: Weight of the L1 distance between finite differences.
+        ms_ssim: Weight of 1 - MS-SSIM.
+        commitment: Weight of the distance of features to codes.
+        adversarial: Weight of the hinge loss of a patch discriminator.
+        lpips: Weight of LPIPS; needs torchvision's AlexNet weights.
+        decay: Of the EMA codebook.
+        dead_below: Codes used less often than this in a batch are replaced.
+        free_batches: So many first batches are not quantised, so that k-means finds features worth
+            clustering. A start from random features collapses to a few codes.
+        shares: Of a batch, one for each of KINDS.
+
+    Raises:
+        ValueError: A field is out of range; the message names it.
     """
 
     l1: float = 1.0
@@ -71,8 +79,14 @@ class TokenizerRecipe:
 
 
 class Pool:
-    """Pictures (N, H, W, 3) uint8 in a memory-mapped .npy file, with the kind of each in `NAME-kinds.npy`
-    beside it.
+    """Pictures (N, H, W, 3) uint8 in a memory-mapped .npy file.
+
+    Args:
+        path: NAME.npy; `NAME-kinds.npy` beside it has the kind of each picture, an index of KINDS.
+
+    Raises:
+        FileNotFoundError: One of the two files is missing.
+        ValueError: An array has another shape or type.
     """
 
     def __init__(self, path: str | Path):
@@ -96,8 +110,16 @@ class Pool:
         self.of_kind = [np.flatnonzero(self.kinds == k) for k in range(len(KINDS))]
 
     def batch(self, step: int, size: int, seed: int, shares: tuple[float, ...]) -> dict[str, Tensor]:
-        """`size` pictures drawn with the given share a kind, a function of (seed, step) alone; half are
-        mirrored.
+        """Pictures drawn at random, half of them mirrored; a function of (seed, step) alone.
+
+        Args:
+            step: Of the training.
+            size: Pictures of the batch, B.
+            seed: Of the draws.
+            shares: Of the kinds; a kind without pictures gets none.
+
+        Returns:
+            {"pictures": float (B, 3, H, W) in [0, 1], "kinds": (B,)}.
         """
         rng = np.random.default_rng((seed, step))
         shares = np.array([s if len(of) else 0.0 for s, of in zip(shares, self.of_kind, strict=True)])
@@ -116,11 +138,16 @@ def to_float(pictures: np.ndarray) -> Tensor:
 
 
 class TrainingVQGAN(nn.Module):
-    """A VQGAN with the training quantiser and, where the recipe asks, a discriminator.
+    """A VQGAN with the quantiser of the training and, where the recipe asks, a discriminator.
 
-    quantiser: "vq", a learned codebook, or "fsq", a fixed grid of about as many codes between two linear
-        maps; FSQ has no
-    commitment loss, no k-means start, no dead codes to replace and no export.
+    Args:
+        config: Of the network.
+        recipe: See `TokenizerRecipe`.
+        quantiser: "vq", a learned codebook; or "fsq", a fixed grid of about as many codes between two linear
+            maps. FSQ has no commitment loss, no k-means start, no dead codes and no export.
+
+    Raises:
+        ValueError: The quantiser is unknown, or FSQ has no levels for so many codes.
     """
 
     def __init__(self, config: VQGANConfig, recipe: TokenizerRecipe, quantiser: str = "vq"):
@@ -131,7 +158,8 @@ class TrainingVQGAN(nn.Module):
             raise ValueError(f"quantiser={quantiser!r}: choose from {', '.join(QUANTISERS)}")
         if quantiser == "fsq" and config.codebook_size not in FSQ_LEVELS:
             raise ValueError(
-                f"VQGANConfig.codebook_size={config.codebook_size!r}: FSQ has levels for {', '.join(map(str, FSQ_LEVELS))}"
+                f"VQGANConfig.codebook_size={config.codebook_size!r}: FSQ has levels for "
+                f"{', '.join(map(str, FSQ_LEVELS))}"
             )
         self.recipe, self.config, self.quantiser = recipe, config, quantiser
         self.codebook_size = (
@@ -180,9 +208,7 @@ class TrainingVQGAN(nn.Module):
 
     @torch.no_grad()
     def round_trip(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) to the clamped reconstruction, as the exported network gives it, and the tokens (B,
-        N).
-        """
+        """(B, 3, H, W) to the clamped reconstruction of the exported network, and the tokens (B, N)."""
         if self.quantiser == "fsq":
             codes, tokens = self._fsq(self.net.features(pictures))
             return self.net.render(codes).clamp(0, 1), tokens.long()
@@ -192,7 +218,7 @@ class TrainingVQGAN(nn.Module):
 
     @torch.no_grad()
     def export(self) -> VQGAN:
-        """The plain network, with the learned codebook in it. Raises ValueError for FSQ, which has none."""
+        """The plain network with the learned codebook. Raises ValueError for FSQ, which has none."""
         if self.quantiser != "vq":
             raise ValueError(
                 f'a tokenizer with the quantiser {self.quantiser!r} cannot be exported: train with "vq"'
@@ -201,7 +227,15 @@ class TrainingVQGAN(nn.Module):
         return self.net
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """The recipe's loss for `lvmlab.training.loop.train`; `model` is this module as the loop wrapped it."""
+        """The recipe's loss and its terms.
+
+        Args:
+            model: This module as `lvmlab.training.loop.train` wrapped it.
+            batch: Of `Pool.batch`.
+
+        Returns:
+            The scalar loss; and {term: value}, with "codes" (how many are in use) and "items" (pictures).
+        """
         recipe, target = self.recipe, batch["pictures"]
         picture, tokens, commitment = model(target)
         picture = picture.float()
@@ -224,62 +258,18 @@ class TrainingVQGAN(nn.Module):
         return total, {**metrics, "codes": float(tokens.unique().numel()), "items": len(target)}
 
 
-def edge_weight(target: Tensor, strength: Tensor) -> Tensor:
-    """(B, 1, H, W), of mean 1 in each picture: 1 + strength where the target's colour changes within one
-    pixel.
-    """
-    high = F.max_pool2d(target, 3, 1, 1)
-    contrast = (high + F.max_pool2d(-target, 3, 1, 1)).amax(1, keepdim=True)  # (B, 1, H, W)
-    weight = 1 + strength.view(-1, 1, 1, 1) * (contrast / contrast.amax((2, 3), keepdim=True).clamp(min=0.1))
-    return weight
-
-
-def ms_ssim(picture: Tensor, target: Tensor) -> Tensor:
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as measure
-
-    return measure(
-        picture.clamp(0, 1),
-        target,
-        data_range=1.0,
-        kernel_size=5,
-        sigma=1.0,
-        betas=(0.2, 0.3, 0.5),
-        normalize="relu",
-    )
-
-
-def patch_discriminator() -> nn.Sequential:
-    """PatchGAN (Isola et al. 2017): one verdict for each patch."""
-    layers: list[nn.Module] = []
-    for inner, outer in ((3, 32), (32, 64), (64, 128)):
-        layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.GroupNorm(8, outer), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Conv2d(128, 1, 3, padding=1))
-
-
-def adversarial(discriminator: nn.Module, picture: Tensor, target: Tensor) -> Tensor:
-    """Hinge losses of both players in one sum: each is built so that only its own player receives gradients."""
-    real, fake = discriminator(target), discriminator(picture.detach())
-    judge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-    frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    fool = -torch.func.functional_call(discriminator, frozen, (picture,)).mean()
-    return judge + fool
-
-
-def lpips() -> nn.Module:
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    if not weights.is_file():
-        raise FileNotFoundError(
-            f"TokenizerRecipe.lpips needs AlexNet's weights at {weights}: put torchvision's file there or set lpips=0"
-        )
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    return LearnedPerceptualImagePatchSimilarity("alex", normalize=True).requires_grad_(False)
-
-
 @torch.no_grad()
 def evaluate(model: TrainingVQGAN, pool: Pool, per_kind: int = 128, batch: int = 64) -> dict[str, float]:
-    """PSNR (dB) for each kind, two-colour IoU and the share of codes in use, on the first pictures of each
-    kind.
+    """Scores of the round trip on the first pictures of each kind.
+
+    Args:
+        model: Its mode is restored.
+        pool: The pictures.
+        per_kind: How many of each kind.
+        batch: Pictures at a time.
+
+    Returns:
+        {"psnr KIND": dB, "iou": of two-colour pictures, "code use": share of the codes in use}.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
@@ -342,13 +332,30 @@ def train_tokenizer(
     quantiser: str = "vq",
     on_log: Callable[[dict], None] | None = None,
 ) -> list[dict]:
-    """Trains a tokenizer on a pool of pictures and returns the log; resumes from `folder`. See
-    `lvmlab.training.loop.train`.
+    """Trains a tokenizer on a pool of pictures; resumes from the folder's checkpoint.
 
-    quantiser: "vq" or "fsq", see `TrainingVQGAN`. on_log: called with each record, its "val" in it where
-        there is one.
-    start: the folder of an earlier training whose weights and codebook this one goes on from, with a fresh
-        optimiser.
+    Args:
+        pool: Training pictures, see `Pool`.
+        folder: Of checkpoint and log.
+        preset: A name in VQGAN_PRESETS, or a configuration of the network.
+        recipe: What is minimised.
+        config: How to optimise.
+        batch: Pictures a step.
+        val_pool: Pictures that are scored each ``eval_every`` steps and at the end.
+        eval_every: Steps between scores.
+        start: The folder of an earlier training whose weights and codebook this one starts from, with a fresh
+            optimiser.
+        budget_s: Stop, with a checkpoint, after so many seconds of this call.
+        progress: Show a bar.
+        quantiser: "vq" or "fsq", see `TrainingVQGAN`.
+        on_log: Is called with each record, after its "val" scores.
+
+    Returns:
+        The log.
+
+    Raises:
+        ValueError: The pool's pictures have another size than the network takes.
+        TrainingError: See `lvmlab.training.loop.train`.
     """
     shape = VQGANConfig.preset(preset) if isinstance(preset, str) else preset
     data, val = Pool(pool), Pool(val_pool) if val_pool else None
@@ -389,66 +396,4 @@ def train_tokenizer(
         identity=identity,
         budget_s=budget_s,
         progress=progress,
-    )
-
-
-def load_training(folder: str | Path) -> TrainingVQGAN:
-    """The module of a training's latest checkpoint, whatever its quantiser. Raises TrainingError without one."""
-    checkpoint = load_checkpoint(folder)
-    more = checkpoint["identity"]["more"]
-    model = TrainingVQGAN(
-        VQGANConfig(**more["network"]), TokenizerRecipe(**more["recipe"]), more.get("quantiser", "vq")
-    )
-    model.load_state_dict(checkpoint["model"])
-    return model.eval()
-
-
-def export_tokenizer(
-    folder: str | Path,
-    out: str | Path,
-    val_pool: str | Path | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Tokenizer:
-    """The latest checkpoint of a training folder as a pretrained tokenizer in `out`: weights, configuration,
-    log, card.
-
-    With `val_pool` the exported weights, as rounded on disk, are scored again. Raises TrainingError without a
-    checkpoint.
-    """
-    checkpoint, log, model = load_checkpoint(folder), read_log(folder), load_training(folder)
-    if model.seen <= model.recipe.free_batches:
-        raise TrainingError(
-            f"{folder} is at batch {int(model.seen)} and its codebook begins after "
-            f"{model.recipe.free_batches}: train on first"
-        )
-    training = {**checkpoint["identity"], "step": checkpoint["step"]}
-    Tokenizer(model.export(), device="cpu", training=training).save_pretrained(out, log=log, dtype=dtype)
-    tokenizer = Tokenizer.from_pretrained(out, device="cpu")
-    if val_pool:
-        model.net.load_state_dict(tokenizer.net.state_dict())
-        model.quantizer.codebook = tokenizer.net.quantize.embedding.weight.detach()
-        training["val"] = evaluate(model, Pool(val_pool))
-        Tokenizer(model.net, device="cpu", training=training).save_pretrained(out, log=log, dtype=dtype)
-        tokenizer = Tokenizer.from_pretrained(out, device="cpu")
-    write_file(Path(out) / "README.md", model_card(tokenizer, log))
-    return tokenizer
-
-
-def model_card(tokenizer: Tokenizer, log: list[dict]) -> str:
-    """What a user of the weights has to know, in Markdown."""
-    c, t = tokenizer.config, tokenizer.training
-    scores = t.get("val") or next((r["val"] for r in reversed(log) if "val" in r), {})
-    return (
-        (Path(__file__).parent / "cards" / "tokenizer.md")
-        .read_text(encoding="utf-8")
-        .format(
-            c=c,
-            t=t,
-            millions=sum(p.numel() for p in tokenizer.net.parameters()) / 1e6,
-            look_up="cosine" if c.cosine else "Euclidean",
-            tokens=c.grid**2,
-            fingerprint=tokenizer.fingerprint,
-            minutes=log[-1]["seconds"] / 60 if log else 0,
-            rows="\n".join(f"| {name} | {value} |" for name, value in scores.items()),
-        )
     )

@@ -278,7 +278,7 @@ def export(folder: Folder, out: tyro.conf.Positional[Path | None] = None) -> Non
 
     from lvmlab.training.checkpoints import load_checkpoint
     from lvmlab.training.export import export_lvm
-    from lvmlab.training.tokenizer import export_tokenizer
+    from lvmlab.training.tokenizer_export import export_tokenizer
 
     more = load_checkpoint(folder)["identity"]["more"]
     if "network" in more:  # only a tokenizer's training records one

@@ -27,12 +27,12 @@ from lvmlab.training.tokenizer import (
     QUANTISERS,
     Pool,
     TokenizerRecipe,
-    load_training,
     psnr,
     to_float,
     train_tokenizer,
 )
 from lvmlab.training.tokenizer import evaluate as score
+from lvmlab.training.tokenizer_export import load_training
 from lvmlab.utils import images, paths
 from lvmlab.utils.checks import check_fields
 from lvmlab.world import default, of_size, tasks
