@@ -347,28 +347,16 @@ class Store:
     def tokens_per_image(self) -> int:
         return next(iter(self.tasks.values())).width
 
+    def smallest_group(self, task: str) -> tuple[str, int]:
+        """The name of a task's smallest group, a class or an encoding, and how many rows it has."""
+        codes, names = self.tasks[task].codes("group")
+        groups = self._groups[task]
+        group = np.arange(len(codes)) if groups is None else min(groups, key=len)
+        return names[codes[group[0]]], len(group)
+
     def max_pairs(self) -> int:
         """The longest sentence, in pairs, that every group of every task can give."""
         return min(self._max_pairs(task) for task in self.tasks)
-
-    def require_rows(self, tasks: Iterable[str], pairs: int) -> None:
-        """Raises ValueError, naming task and group, where a group has fewer rows than a sentence takes."""
-        for task in tasks:
-            if self._max_pairs(task) >= pairs:
-                continue
-            rows, groups = self.tasks[task], self._groups[task]
-            if rows.pictures > 2:
-                raise ValueError(
-                    f"sentences of {pairs} pairs do not fit {task}: its clips have {rows.pictures} frames; ask for at "
-                    f"most {rows.pictures // 2} pairs"
-                )
-            group = np.arange(len(rows)) if groups is None else min(groups, key=len)
-            codes, names = rows.codes("group")
-            raise ValueError(
-                f"sentences of {pairs} pairs do not fit {task}: its class {names[codes[group[0]]]!r} has {len(group)} "
-                f"of the {2 * pairs // rows.pictures} rows they take; ask for at most {self._max_pairs(task)} pairs, "
-                "add rows, or leave the class out"
-            )
 
     def _max_pairs(self, task: str) -> int:
         rows, groups = self.tasks[task], self._groups[task]

@@ -51,7 +51,24 @@ class SentenceSampler:
 
     def check_rows(self) -> None:
         """Raises ValueError that names a task and a class with fewer rows than the longest sentence takes."""
-        self.data.require_rows(self.recipe.mixture.tasks(self.counts), self.recipe.most_pairs)
+        pairs = self.recipe.most_pairs
+        for task in self.recipe.mixture.tasks(self.counts):
+            pictures = self.pictures[task]
+            if pictures > 2 and pictures < 2 * pairs:
+                raise ValueError(
+                    f"sentences of {pairs} pairs do not fit {task}, whose clips have {pictures} frames: ask "
+                    f"for at "
+                    f"most {pictures // 2} pairs"
+                )
+            name, rows = self.data.smallest_group(task)
+            needed = 1 if pictures > 2 else 2 * pairs // pictures
+            if rows < needed:
+                raise ValueError(
+                    f"sentences of {pairs} pairs do not fit {task}: its class {name!r} has {rows} of the "
+                    f"{needed} "
+                    f"rows they take; ask for at most {rows * pictures // 2} pairs, add rows, or leave the "
+                    f"class out"
+                )
 
     @property
     def identity(self) -> dict:
