@@ -150,7 +150,7 @@ def test_objects_keep_the_law(laws, drawn):
         assert len(scene.masks) == len(scene.placed)
         assert np.sum(scene.masks, 0).max() <= 1 + 1e-5
         for item, mask in zip(scene.placed, scene.masks, strict=True):
-            alpha = scenes.alpha(item.layer, item.x, item.y, size)
+            alpha = scenes.on_canvas(item.layer[..., 3], item.x, item.y, size)
             height, width = item.layer.shape[:2]
             assert item.sprite.split == split or split == "shifted"
             assert min(item.x, item.y) >= 0 and item.x + width <= size and item.y + height <= size

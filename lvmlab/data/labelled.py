@@ -136,15 +136,15 @@ def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None 
     """mini-world's objects of a split, each ``times`` on photographs of the split; no family is in two
     splits.
     """
-    world = sources or default()
+    world, laws = sources or default(), replace(DEFAULT, size=size)
     sprites, names = world.all("objects", split), world.classes
     classes = {name: i for i, name in enumerate(names)}
 
     def picture(i: int) -> np.ndarray:
         rng = generator(31, split, "objects", i)
-        canvas, _ = scenes.background(world, split, replace(DEFAULT, size=size), rng)
+        canvas, _ = scenes.background(world, split, laws, rng)
         canvas = canvas.copy()
-        layer = scenes.place(sprites[i // times], size, rng.uniform(0.12, 0.35), rng)
+        layer = scenes.place(sprites[i // times], laws, rng.uniform(0.12, 0.35), rng)
         x, y = (
             int(rng.integers(-side // 8, max(1, size - side + side // 8)))
             for side in (layer.shape[1], layer.shape[0])

@@ -16,6 +16,7 @@ class Laws:
         object_area: of each object, shares of the picture's area.
         body_height: shares of the picture's side; also the most that a body is wide.
         max_hidden: the largest share of an object's pixels that objects in front of it may hide.
+        rotation_filter: of Pillow's, with which objects are rotated; bicubic takes twice as long and rings.
         free_encodings: label colours and palettes from everywhere but the held-out places
             (`lvmlab.world.encodings`); False: from mini-world-v1's short lists.
         trained: the tasks of the training mix.
@@ -30,6 +31,7 @@ class Laws:
     object_area: tuple[float, float] = (0.06, 0.30)
     body_height: tuple[float, float] = (0.55, 0.95)
     max_hidden: float = 0.25
+    rotation_filter: str = "BILINEAR"
     free_encodings: bool = True
     trained: tuple[str, ...] = (
         "segmentation",
@@ -51,6 +53,7 @@ V1 = Laws(
     objects=(1, 4),
     object_area=(0.04, 0.25),
     body_height=(0.4, 0.9),
+    rotation_filter="BICUBIC",
     free_encodings=False,
     trained=("segmentation", "selection", "pose", "derain", "motion"),
 )

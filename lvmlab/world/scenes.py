@@ -73,14 +73,6 @@ def paste(canvas: np.ndarray, layer: np.ndarray, x: int, y: int) -> None:
     region += part[..., :3]
 
 
-def alpha(layer: np.ndarray, x: int, y: int, size: int) -> np.ndarray:
-    """The alpha of a layer (h, w, 4) pasted at ``x``, ``y``, on the whole canvas: (size, size) in [0, 1]."""
-    canvas = np.zeros((size, size), np.float32)
-    region, part = _overlap(canvas, layer[..., 3], x, y)
-    region[:] = part
-    return canvas
-
-
 def _overlap(canvas: np.ndarray, layer: np.ndarray, x: int, y: int) -> tuple[np.ndarray, np.ndarray]:
     """Views of the canvas and of the layer where the two overlap."""
     size = canvas.shape[0]
@@ -89,16 +81,28 @@ def _overlap(canvas: np.ndarray, layer: np.ndarray, x: int, y: int) -> tuple[np.
     return canvas[top:bottom, left:right], layer[top - y : bottom - y, left - x : right - x]
 
 
-def visible(alphas: list[np.ndarray], max_hidden: float = 1.0) -> list[np.ndarray] | None:
-    """What is seen of each alpha (S, S), back to front; None where one loses more than ``max_hidden`` of itself."""
-    masks, front = [], np.zeros_like(alphas[0])
-    for whole in reversed(alphas):
-        seen = whole * (1 - front)
-        if seen.sum() < (1 - max_hidden) * whole.sum():
+def visible(placed: list[Placed], size: int, max_hidden: float = 1.0) -> list[np.ndarray] | None:
+    """What is seen of each of ``placed``, back to front: its alpha (size, size) without what is in front of it.
+
+    None where one of them loses more than ``max_hidden`` of itself.
+    """
+    front, masks = np.zeros((size, size), np.float32), []
+    for item in reversed(placed):
+        covered, own = _overlap(front, item.layer[..., 3], item.x, item.y)
+        seen = own * (1 - covered)
+        if seen.sum() < (1 - max_hidden) * own.sum():
             return None
-        masks.append(seen)
-        front = front + seen
+        covered += seen
+        masks.append(on_canvas(seen, max(0, item.x), max(0, item.y), size))
     return masks[::-1]
+
+
+def on_canvas(alpha: np.ndarray, x: int, y: int, size: int) -> np.ndarray:
+    """An alpha (h, w) with its top-left corner at ``x``, ``y``, on the whole canvas: (size, size)."""
+    canvas = np.zeros((size, size), np.float32)
+    region, part = _overlap(canvas, alpha, x, y)
+    region[:] = part
+    return canvas
 
 
 def alphas_to_uint8(alphas: list[np.ndarray]) -> np.ndarray:
@@ -107,17 +111,18 @@ def alphas_to_uint8(alphas: list[np.ndarray]) -> np.ndarray:
 
 
 def place(
-    sprite: Sprite, size: int, area: float, rng: np.random.Generator, rotation: float = 20.0
+    sprite: Sprite, laws: Laws, area: float, rng: np.random.Generator, rotation: float = 20.0
 ) -> np.ndarray:
     """The sprite flipped, rotated by up to ``rotation`` degrees and scaled to ``area`` of the picture: (h, w, 4)."""
     image = sprite.image
     if rng.random() < 0.5:
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
-    scale = np.sqrt(area * size * size / sprite.area)
+    scale = np.sqrt(area * laws.size * laws.size / sprite.area)
     width, height = (max(1, round(side * scale)) for side in image.size)
     angle = rng.uniform(-rotation, rotation)
     image = image.resize((width, height), Image.BILINEAR)
-    layer = np.asarray(image.rotate(angle, Image.BICUBIC, expand=True), np.float32) / 255
+    image = image.rotate(angle, Image.Resampling[laws.rotation_filter], expand=True)
+    layer = np.asarray(image, np.float32) / 255
     rows, columns = (np.flatnonzero(layer[..., 3].max(axis) > 0.02) for axis in (1, 0))
     return layer[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -134,15 +139,14 @@ def arrange(scene: Scene, sprites: list[Sprite], laws: Laws, rng: np.random.Gene
     smallest, high = laws.object_area
     for attempt in range(200):
         if attempt % 10 == 0:
-            layers = [place(sprite, laws.size, rng.uniform(smallest, high), rng) for sprite in sprites]
+            layers = [place(sprite, laws, rng.uniform(smallest, high), rng) for sprite in sprites]
             high = max(smallest, 0.9 * high)
         free = [(laws.size - layer.shape[1], laws.size - layer.shape[0]) for layer in layers]
         if min(map(min, free)) < 0:
             continue
         corners = [(int(rng.integers(x + 1)), int(rng.integers(y + 1))) for x, y in free]
         placed = [Placed(*item, *corner) for *item, corner in zip(sprites, layers, corners, strict=True)]
-        alphas = [alpha(item.layer, item.x, item.y, laws.size) for item in placed]
-        masks = visible(alphas, laws.max_hidden)
+        masks = visible(placed, laws.size, laws.max_hidden)
         if masks is not None:
             break
     else:
@@ -210,5 +214,5 @@ def body_scene(sources: Sources, split: str, laws: Laws, rng: np.random.Generato
         keypoints=keypoints * (width / sheet.width, height / sheet.height) + (x, y),
         visible=visible,
         box=np.array([x, y, x + width, y + height], np.float64),
-        mask=alpha(layer, x, y, laws.size),
+        mask=on_canvas(layer[..., 3], x, y, laws.size),
     )

@@ -95,7 +95,7 @@ def paint(masks: np.ndarray, encoding: Encoding) -> np.ndarray:
     picture = (1 - masks.sum(0)) * background
     for mask, foreground in zip(masks, foregrounds, strict=True):
         picture = picture + mask * foreground
-    return np.rint(picture).clip(0, 255).astype(np.uint8)
+    return np.rint(picture).astype(np.uint8)
 
 
 def read_regions(answer: np.ndarray, encoding: Encoding) -> np.ndarray:

@@ -25,22 +25,22 @@ class Motion(Restoration):
         bounced, classes = [], []
         for _ in range(rng.integers(1, 4)):
             sprite = sources.pick("objects", split, rng)
-            layer = scenes.place(sprite, size, rng.uniform(*AREA), rng)
+            layer = scenes.place(sprite, laws, rng.uniform(*AREA), rng)
             free = np.maximum([size - layer.shape[1], size - layer.shape[0]], 1)
             angle = rng.uniform(0, 2 * np.pi)
             speed = rng.uniform(*SPEED) * size * np.array([np.cos(angle), np.sin(angle)])
-            bounced.append((layer, free, rng.uniform(0, free), speed))
+            bounced.append((sprite, layer, free, rng.uniform(0, free), speed))
             classes.append(sources.classes.index(sprite.klass))
         frames, masks = [], []
         for step in range(2 * pairs):
-            frame, alphas = image.copy(), []
-            for layer, free, start, speed in bounced:
+            frame, placed = image.copy(), []
+            for sprite, layer, free, start, speed in bounced:
                 # reflection at both walls: a triangle wave of period 2 * free
                 x, y = (int(round(p)) for p in free - np.abs((start + step * speed) % (2 * free) - free))
                 scenes.paste(frame, layer, x, y)
-                alphas.append(scenes.alpha(layer, x, y, size))
+                placed.append(scenes.Placed(sprite, layer, x, y))
             frames.append(to_uint8(frame))
-            masks.append(scenes.alphas_to_uint8(scenes.visible(alphas)))
+            masks.append(scenes.alphas_to_uint8(scenes.visible(placed, size)))
         truths = [
             {"masks": masks[i], "label masks": masks[i + 1], "classes": np.array(classes)}
             for i in range(0, 2 * pairs, 2)
