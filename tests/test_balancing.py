@@ -7,7 +7,7 @@ import pytest
 
 from lvmlab.data.mini_world import World
 from lvmlab.data.store import Store
-from lvmlab.lab import runs
+from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import balancing as study
 from lvmlab.lab.studies import common
 
@@ -43,9 +43,8 @@ def test_an_arm_is_trained_scored_and_goes_on_where_it_was_stopped(cache):
     row = record["result"][0]
     assert [point["step"] for point in row["curve"]] == [0, 3, 5] and set(study.TASKS) <= set(row["curve"][0])
     assert row["curve"][0]["pose"] > row["curve"][-1]["pose"], "it learns"
-    assert {s["task"] for s in row["scores"]} == set(study.TASKS) and common.skills(record, "pose").shape == (
-        2,
-    )
+    assert {s["task"] for s in row["scores"]} == set(study.TASKS)
+    assert common.by_seed(frames.trainings({"arm": record}), "pose", "skill").shape == (2, 1)
     loss = row["losses"]["pose"]
     assert (
         loss["perplexity (DeLVM)"] == pytest.approx(np.exp(loss["cross entropy"]))

@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from lvmlab.lab import frames
 from lvmlab.lab.studies import common, scaling
 from lvmlab.lab.studies import distillation as study
 from lvmlab.model.lvm import LVM
@@ -46,8 +48,9 @@ def test_an_arm_tunes_trains_and_scores(cache, name):
     )
     assert 0 <= row["losses"]["pose"]["accuracy"] <= 1 and row["flops"]["student"] > 0
     assert (row["flops"]["teacher"] > 0) == (name != "alone")
-    mean, low, high = study.gained({name: record, "alone": record}, name, "pose", against=name)
-    assert mean == low == high == 0 and "seeds each" in common.provenance({name: record})
+    changes = study.gains(frames.trainings({name: record}), [name], against=name)
+    assert set(changes.task) == set(row["losses"]) and (changes[["mean", "low", "high"]] == 0).all(axis=None)
+    assert "seeds each" in common.provenance({name: record})
     assert ("teacher" in row) == (name == "pose, forward") and all(
         loss > 0 for loss in row.get("teacher", {}).values()
     )
@@ -55,11 +58,12 @@ def test_an_arm_tunes_trains_and_scores(cache, name):
 
 def test_the_share_of_the_gap_by_hand():
     def record(*losses):
-        return {"result": [{"losses": {"pose": {"cross entropy": loss}}} for loss in losses]}
+        rows = [{"losses": {"pose": {"cross entropy": loss}}} for loss in losses]
+        return {"result": [row | {"seed": seed} for seed, row in enumerate(rows)]}
 
-    share, low, high = study.closed(
-        {"alone": record(3.0, 3.2), "taught": record(2.5, 2.9)}, "taught", "pose", 2.0
-    )
+    rows = frames.trainings({"alone": record(3.0, 3.2), "taught": record(2.5, 2.9)})
+    ((task, teacher, student, share, low, high),) = study.closed(rows, "taught", {"pose": 2.0}).to_numpy()
+    assert (task, teacher, student) == ("pose", 2.0, pytest.approx(3.1))
     assert share == pytest.approx((0.5 / 1.0 + 0.3 / 1.2) / 2) and low < share < high
 
 
@@ -85,7 +89,8 @@ def test_a_size_trains_along_a_trunk(cache):
 def test_the_law_is_found_again_where_it_holds():
     n, d = (x.ravel() for x in np.meshgrid([0.3e6, 0.6e6, 1e6, 2.6e6], [1.2e6, 2.4e6, 4.9e6]))
     truth = {"E": 2.0, "A": 0.5, "a": 0.6, "B": 1.5, "b": 0.5}
-    found = np.column_stack([n, d, scaling.predicted(truth, n, d), n])
+    found = pd.DataFrame({"parameters": n, "tokens": d, "loss": scaling.predicted(truth, n, d)})
     assert scaling.law(found) == pytest.approx(truth, rel=0.1)
     spread = scaling.left_out(found)
-    assert all(low <= value * 1.01 and value <= high * 1.01 for value, low, high in spread.values())
+    assert list(spread.constant) == list(truth)
+    assert (spread.low <= spread.value * 1.01).all() and (spread.value <= spread.high * 1.01).all()

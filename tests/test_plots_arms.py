@@ -5,6 +5,7 @@ each other.
 import numpy as np
 import pytest
 
+from lvmlab.lab import frames
 from lvmlab.lab.plots import arms, training
 from lvmlab.lab.plots.balancing import copies_chart
 from lvmlab.lab.studies import balancing, common, scaling
@@ -48,17 +49,18 @@ def crossing(figure):
 
 @pytest.mark.parametrize("what", ["loss", "skill", "accuracy"])
 def test_arms(records, what):
-    figure = arms.arms_chart(records, {t: f"{t} (75 pairs)" for t in balancing.TASKS}, what)
+    figure = arms.arms_chart(frames.trainings(records), {t: f"{t} (75 pairs)" for t in balancing.TASKS}, what)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(records) and not crossing(figure)
 
 
 def test_curves_differences_and_copies(records):
     ordered = {n: r for n, r in records.items() if "sequential" in n or "replay" in n}
-    figure = arms.curves_chart(ordered, balancing.TASKS)
+    figure = arms.curves_chart(frames.curves(ordered), balancing.TASKS)
     assert len(figure.axes) == 6 and not crossing(figure)
-    figure = arms.differences_chart({t: balancing.effects(records, t) for t in balancing.TASKS}, "nats")
+    rows = frames.trainings(records)
+    figure = arms.differences_chart(balancing.effects(rows), "nats", lines="effect")
     assert len(figure.axes[0].containers) == 3 and not crossing(figure)
-    figure = copies_chart(records)
+    figure = copies_chart(rows)
     assert [len(axis.get_xticks()) for axis in figure.axes] == [4, 3] and not crossing(figure)
 
 
@@ -68,18 +70,19 @@ def test_scaling_and_examples():
         name: {
             "result": [
                 {
+                    "seed": seed,
                     "parameters": n,
                     "tokens": d,
                     "losses": {"pose": {"cross entropy": 2 + 1e5 / n + 2e5 / d + rng.random() / 50}},
-                    "scores": [{"skill": rng.random()}],
+                    "scores": [{"task": "pose", "skill": rng.random()}],
                 }
                 for d in (1e6, 2e6, 4e6)
-                for _ in range(2)
+                for seed in range(2)
             ]
         }
         for name, n in zip(scaling.SIZES, (3e5, 6e5, 1e6, 2.6e6), strict=True)
     }
-    assert not crossing(training.scaling_chart(made))
+    assert not crossing(training.scaling_chart(scaling.points(made)))
     found = {t: (rng.random((12, 15, 16)), np.arange(12) // 2) for t in ("segmentation", "pose")}
     figure = training.examples_chart(found)
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [8, 8, 7] and not crossing(figure)
@@ -87,9 +90,8 @@ def test_scaling_and_examples():
 
 def test_a_table_has_a_line_an_arm(records):
     single = [{**row, "losses": {"pose": row["losses"]["pose"]}} for row in records["natural"]["result"]]
-    lines = common.table(
-        {"natural": records["natural"], "pose alone": {"result": single}}, balancing.TASKS
-    ).split("\n")
+    rows = frames.trainings({"natural": records["natural"], "pose alone": {"result": single}})
+    lines = frames.markdown(common.table(rows, balancing.TASKS)).split("\n")
     assert len(lines) == 4 and {line.count("|") for line in lines} == {8}
-    mean = common.final_losses(records["natural"], "pose").mean()
+    mean = common.by_seed(rows, "pose")["natural"].mean()
     assert f"{mean:.2f} (" in lines[2] and f"| pose alone |  |  |  |  | {mean:.2f} (" in lines[3]

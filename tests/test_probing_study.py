@@ -93,10 +93,8 @@ def test_arms_train_and_are_probed_and_what_is_stored_is_found_again(cache, monk
         assert best["score"] == pytest.approx(
             study.probe.score(np.array(row[kind]["predicted"]), test)["score"]
         )
-    assert {kind: len(arms) for kind, arms in study.table(found).items()} == {
-        "linear": 1,
-        "attentive": 2,
-    }  # no Fashion-MNIST at this scale
+    counts = study.table(found).groupby("probe").arm.count()
+    assert counts.to_dict() == {"linear": 1, "attentive": 2}, "no Fashion-MNIST at this scale"
     assert study.gained(found, "small", "small") == (0, 0, 0)
     assert not list((cache / "features").iterdir()), "gigabytes are not left behind"
     monkeypatch.setattr(study, "compute", lambda wanted: pytest.fail("worked out again"))
@@ -114,7 +112,8 @@ def test_fashion_is_scored_without_its_files(cache, monkeypatch):
         and found["pixels"]["result"][0]["fashion"] == found["pixels"]["result"][1]["fashion"]
     )
     monkeypatch.setattr(labelled, "DEBIAN", cache / "gone")
-    score, low, high = study.table(found)["fashion"]["pixels"]
+    table = study.table(found).set_index(["probe", "arm"])
+    score, low, high = table.loc[("fashion", "pixels")]
     assert (
         low < score < high and score == pytest.approx((predicted == test.labels).mean()) and score > 0.3
     )  # chance: 0.1
@@ -155,10 +154,10 @@ def test_figures(records):
     figure = draw.objective_chart(records)
     assert [len(axis.lines) for axis in figure.axes] == [8, 8, 8] and not crossing(figure)
     found = study.table(records)
-    assert found["linear"].keys() == found["attentive"].keys() == found["fashion"].keys()
-    assert study.markdown(found).count("\n") == len(records) and not crossing(
-        differences_chart(found, "balanced accuracy")
-    )
+    linear, attentive, fashion = (set(found[found.probe == probe].arm) for probe in study.PROBES)
+    assert linear == attentive == fashion
+    assert len(study.printed(found)) == len(records) - 1, "pixels are one arm"
+    assert not crossing(differences_chart(found, "balanced accuracy", groups="probe"))
     looks = torch.zeros(3, 4, 64)
     looks[:, :, 9] = 1
     figure = draw.attention_chart(torch.full((3, 3, 64, 64), 0.5), looks, list("abc"))

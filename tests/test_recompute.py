@@ -4,9 +4,9 @@ stored interval.
 
 import pytest
 
-from lvmlab.lab import runs
+from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import balancing as study
-from lvmlab.lab.studies.common import across_seeds, final_losses
+from lvmlab.lab.studies.common import across_seeds, by_seed
 from lvmlab.utils import paths
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,8 @@ def test_the_arm_that_the_commit_chooses_comes_out_as_it_is_stored(tmp_path, mon
     monkeypatch.setattr(paths, "cache", lambda: tmp_path)
     again = runs.recompute(record["name"], study.compute)
     for task in study.TASKS:
-        mean, low, high = across_seeds(final_losses(record, task))
-        found = final_losses(again, task).mean()
+        stored, now = (by_seed(frames.trainings({"arm": run}), task)["arm"] for run in (record, again))
+        mean, low, high = across_seeds(stored)
+        found = now.mean()
         said = f"{record['config']['arm']}, {task}: {found:.3f} nats now, {mean:.3f} ({low:.3f} to {high:.3f}) stored"
         assert low - ROUNDING <= found <= high + ROUNDING, said

@@ -58,7 +58,7 @@ def run_demo(
 
 
 def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: Path) -> None:
-    """The user's picture after the examples of the first test prompt of segmentation, in each model's answer."""
+    """The user's picture after the examples of segmentation's first test prompt, as each model answers it."""
     asked = ask_yours(path, tokenizer)
     answers = {name: draw(lvm, tokenizer, [asked])[0] for name, lvm in models.items()}
     with atomic(out) as temporary:

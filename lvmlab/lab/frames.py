@@ -28,8 +28,8 @@ def scores(rows: list[dict]) -> pd.DataFrame:
         rows: One dictionary for each model, job and metric.
 
     Returns:
-        A row for each of them; beside their fields ``floor``, the score of the best floor, and ``primary``, whether
-        the metric is the task's own.
+        A row for each of them; beside their fields ``floor``, the score of the best floor, and ``primary``,
+        whether the metric is the task's own.
     """
     frame = pd.DataFrame(rows)
     frame["floor"] = [row["floors"][row["best_floor"]] for row in rows]
@@ -55,9 +55,10 @@ def trainings(records: dict[str, dict]) -> pd.DataFrame:
         records: Runs by the name of their arm.
 
     Returns:
-        A row for each arm, training and task: ``arm``, ``seed``, ``task``; ``loss`` (cross entropy of the answers, nats
-        a token), ``accuracy``, both perplexities; ``metric``, ``score``, ``ceiling``, ``floor``, ``skill``; and what
-        else the study notes of a training (``tokens``, ``parameters``, ``lr``, ``seconds``).
+        A row for each arm, training and task: ``arm``, ``seed``, ``task``; ``loss`` (cross entropy of the
+        answers, nats a token), ``accuracy``, both perplexities; ``metric``, ``score``, ``ceiling``,
+        ``floor``, ``skill``; and what else the study notes of a training (``tokens``, ``parameters``, ``lr``,
+        ``seconds``).
     """
     rows = []
     for arm, record in records.items():
@@ -102,7 +103,9 @@ def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
 
 
 def scores_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each task's own score, with ceiling, best floor and skill, of the rows of `frames.scores` with three examples."""
+    """Each task's own score, with ceiling, best floor and skill, of the rows of `frames.scores` with three
+    examples.
+    """
     lines = []
     for row in rows.query(STANDARD).itertuples():
         digits = 1 if row.metric == "PSNR" else 3
@@ -116,7 +119,9 @@ def scores_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def settings_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Skill after three examples: a line a task, a column a setting or condition; "–" where there is no skill."""
+    """Skill after three examples: a line a task, a column a setting or condition; "–" where there is no
+    skill.
+    """
     names = {place: name for name, place in CONDITIONS.items()}
     rows = rows.query("primary and examples == 3").copy()
     rows["column"] = [names.get(place) for place in zip(rows.setting, rows.condition, strict=True)]

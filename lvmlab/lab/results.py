@@ -18,8 +18,8 @@ from lvmlab.world import tasks
 MODELS = ("mini-teacher", "mini-student", "mini-student-kd")
 HEAD = """# Results
 
-Every table is written by `lvmlab results` from the runs in `assets/runs` and the records in `assets/models`. Intervals are
-95 %; each section says of what."""
+Every table is written by `lvmlab results` from the runs in `assets/runs` and the records in `assets/models`.
+Intervals are 95 %; each section says of what."""
 
 
 def write(path: str | Path | None = None) -> Path:
@@ -46,9 +46,10 @@ def evaluated(split: str = "test") -> list[dict]:
 def evaluations() -> Iterator[str]:
     yield "## What the models reach"
     yield (
-        "Test prompts of each task, three examples each; an answer is the mean picture of four that the model samples. The "
-        "*ceiling* is the true label after the tokenizer's round trip, a *floor* an answer that needs no model. "
-        "*Skill* = (score - best floor) / (ceiling - best floor). Intervals are bootstraps over sources."
+        "Test prompts of each task, three examples each; an answer is the mean picture of four that the "
+        "model samples. The *ceiling* is the true label after the tokenizer's round trip, a *floor* an answer "
+        "that needs no model. *Skill* = (score - best floor) / (ceiling - best floor). Intervals are "
+        "bootstraps over sources."
     )
     for record in evaluated():
         yield f"`{record['name']}`: {record['config']['prompts']} prompts, {caption(record)}"
@@ -123,16 +124,17 @@ def studies() -> Iterator[str]:
     setting = balancing.SCALES["study"]
     records = shipped("balancing", setting, balancing.ARMS, split="val")
     yield "## Balancing: does augmentation balance a long tail?"
+    pairs = ", ".join(f"{count} pairs of {task}" for task, count in balancing.PAIRS.items())
     yield (
-        f"{', '.join(f'{count} pairs of {task}' for task, count in balancing.PAIRS.items())}; scored on {setting.prompts} val "
-        f"prompts a task after three examples; intervals over seeds. {common.provenance(records)}."
+        f"{pairs}; scored on {setting.prompts} val prompts a task after three examples; intervals over "
+        f"seeds. {common.provenance(records)}."
     )
-    yield common.table(records, balancing.TASKS)
+    yield markdown(common.table(frames.trainings(records), balancing.TASKS))
 
     records = shipped("distillation", distillation.SCALES["study"], distillation.ARMS)
     yield "## Distillation: what does a small student learn from a large teacher?"
     yield f"The same frozen sentences for every arm; intervals over seeds. {common.provenance(records)}."
-    yield common.table(records, tasks.TRAINED)
+    yield markdown(common.table(frames.trainings(records), tasks.TRAINED))
 
     records = shipped("scaling", scaling.SCALES["study"], scaling.SIZES, "size")
     yield "## Scaling: what do more parameters and tokens buy?"
@@ -142,14 +144,16 @@ def studies() -> Iterator[str]:
     records = shipped("probing", probing.SCALES["study"], probing.ARMS)
     yield "## Representations: what do the features know?"
     yield (
-        "Balanced accuracy of probes on frozen features, on the block that val chooses: 25 classes of mini-world's objects "
-        f"(chance 0.04), ten of Fashion-MNIST (chance 0.1); intervals over objects and seeds. {common.provenance(records)}."
+        "Balanced accuracy of probes on frozen features, on the block that val chooses: 25 classes of "
+        "mini-world's objects (chance 0.04), ten of Fashion-MNIST (chance 0.1); intervals over objects and "
+        f"seeds. {common.provenance(records)}."
     )
-    yield probing.markdown(probing.table(records))
+    yield markdown(probing.printed(probing.table(records)))
 
     record = runs.find(quantisers.STUDY)
     yield "## Tokenizers: a learned codebook (VQ) beside a fixed grid (FSQ)"
-    yield f"{record['config']['seeds']} seeds each, {record['config']['steps']} steps; intervals over seeds; {caption(record)}"
+    config = record["config"]
+    yield f"{config['seeds']} seeds each, {config['steps']} steps; intervals over seeds; {caption(record)}"
     yield markdown(quantisers.table(record))
 
 

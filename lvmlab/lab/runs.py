@@ -1,7 +1,7 @@
 """Experiments stored by what decides them: configuration, world, fingerprints and the study's version.
 
-A run is one JSON file named ``STUDY-HASH.json``. ``run`` looks among the shipped ones, then in the user's cache, else
-it computes. Each record carries its provenance: seed, versions, wall time, commit.
+A run is one JSON file named ``STUDY-HASH.json``. ``run`` looks among the shipped ones, then in the user's
+cache, else it computes. Each record carries its provenance: seed, versions, wall time, commit.
 """
 
 import glob
@@ -37,7 +37,8 @@ def run(study: str, config: dict, compute: Callable[[dict], object], *, again: b
         again: Computes even where a run is stored.
 
     Returns:
-        The record, with what ``compute`` returned under "result". A new run goes to the cache; ``promote`` ships it.
+        The record, with what ``compute`` returned under "result". A new run goes to the cache; ``promote``
+        ships it.
     """
     name, config = key(study, config), json.loads(json.dumps(config))
     if not again and any((folder / f"{name}.json").is_file() for folder in folders().values()):
@@ -48,7 +49,10 @@ def run(study: str, config: dict, compute: Callable[[dict], object], *, again: b
 
 
 def key(study: str, config: dict, world: str | None = None) -> str:
-    """The name of a run: the study and a hash of all that decides its outcome. world: today's where it is None."""
+    """The name of a run: the study and a hash of all that decides its outcome.
+
+    world: today's where it is None.
+    """
     text = json.dumps({"study": study, "world": world or DEFAULT.version, "config": config}, sort_keys=True)
     return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -81,7 +85,9 @@ def save(study: str, config: dict, result: object, seconds: float) -> dict:
 
 
 def recompute(name: str, compute: Callable[[dict], object]) -> dict:
-    """Computes a stored run anew, from nothing that an earlier training left in the cache; the record is stored there."""
+    """Computes a stored run anew, from nothing that an earlier training left in the cache; the record is
+    stored there.
+    """
     record = load(name)
     shutil.rmtree(paths.cache() / "studies" / record["name"], ignore_errors=True)
     return run(record["study"], record["config"], compute, again=True)
@@ -120,7 +126,8 @@ def read(path: Path) -> dict:
 
 
 def find(study: str, **config) -> dict:
-    """The stored run of a study whose configuration holds these values: the shipped one, else the newest cached one.
+    """The stored run of a study whose configuration holds these values: the shipped one, else the newest
+    cached one.
 
     Raises:
         FileNotFoundError: There is none; it names what is stored.
@@ -143,7 +150,7 @@ def matching(study: str, where: str = "shipped", **config) -> list[dict]:
 
 
 def listing() -> "pd.DataFrame":
-    """Every stored run without its result, a row each: `COLUMNS`; ``where`` it is stored, ``written`` when."""
+    """Every stored run without its result, a row each with `COLUMNS`: ``where`` it is, ``written`` when."""
     import pandas as pd
 
     rows = []

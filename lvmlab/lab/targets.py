@@ -1,6 +1,7 @@
 """What was aimed at against what the stored runs reached: a bar and its figure a row.
 
-A bar's figure is read from the shipped runs alone. A run that is missing leaves no figure, and the bar is not met.
+A bar's figure is read from the shipped runs alone. A run that is missing leaves no figure, and the bar is not
+met.
 """
 
 import math
@@ -99,7 +100,9 @@ def only(frame: pd.DataFrame, chosen: dict) -> pd.Series:
 
 
 def transfer(world: str, task: str, least: float = 0.0) -> float:
-    """Skill in encodings never seen in training over skill in seen ones; none where that is not above ``least``."""
+    """Skill in encodings never seen in training over skill in seen ones; none where that is not above
+    ``least``.
+    """
     skill = seen(world, task)
     if not skill > least:
         raise LookupError(f"{task}: a skill of {skill} does not count")
@@ -133,7 +136,7 @@ def greedy_gain() -> float:
 
 
 def best_new_task() -> float:
-    """The highest lower bound of skill among tasks never trained, each at 95 % after Bonferroni's correction."""
+    """The highest lower bound of skill among tasks never trained, at 95 % after Bonferroni's correction."""
     rows = evaluation(V2).query("primary and setting == 'new task' and examples == 3")
     bounds = rows[rows.task.isin(NEW_TASKS)].skill_low_corrected
     return bounds.max()
@@ -155,7 +158,7 @@ def tokenizer(name: str, measure: str) -> float:
 
 
 def bench(name: str, precision: str | None = None) -> float:
-    """The ratio of a row of the stored benchmarks, on a machine with or without fast bf16 where one is named."""
+    """The ratio of a row of the stored benchmarks, on a machine of one faster precision where it is named."""
     rows = result("bench", **{"precision": precision} if precision else {})
     return only(pd.DataFrame(rows), {"name": name})["ratio"]
 
@@ -180,7 +183,9 @@ def stored(study: str, measure: str) -> float:
 
 
 def natural_loss() -> float:
-    """PSNR of natural val pictures after `mini-v2`'s round trip, reduced to 64 px, minus `mini`'s there, in dB."""
+    """PSNR of natural val pictures after `mini-v2`'s round trip, reduced to 64 px, minus `mini`'s there, in
+    dB.
+    """
     return tokenizer(TOKENIZER, "psnr natural 64") - tokenizer("mini", "psnr natural")
 
 

@@ -1,4 +1,4 @@
-"""Figures of what features know: layer by layer, against the loss of pre-training, and where a probe looks."""
+"""Figures of what features know: by layer, against the loss of pre-training, and where a probe looks."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lvmlab.lab.plots.tokenizer import _axes, _show
+from lvmlab.lab.plots.axes import show_picture, subplots
 from lvmlab.lab.studies.common import across_seeds
 from lvmlab.lab.studies.probing import GRID, PROBES, kinds
 
@@ -23,7 +23,7 @@ def layers_chart(records: dict[str, dict]) -> Figure:
     mean of the seeds, and their range.
     """
     asked = [kind for kind in PROBES if any(kind in kinds(record) for record in records.values())]
-    figure, axes = _axes(1, len(asked), 4.6 * len(asked), 4.6)
+    figure, axes = subplots(1, len(asked), 4.6 * len(asked), 4.6)
     colours = iter(
         (
             "#0072b2",
@@ -74,7 +74,7 @@ def objective_chart(records: dict[str, dict]) -> Figure:
     training, 2 sizes x 2 data sizes.
     """
     asked = kinds(records[GRID[0]])
-    figure, axes = _axes(1, len(asked), 4.3 * len(asked), 3.8)
+    figure, axes = subplots(1, len(asked), 4.3 * len(asked), 3.8)
     for axis, kind in zip(axes, asked, strict=True):
         for name in GRID:
             points = np.array(
@@ -99,14 +99,14 @@ def attention_chart(pictures: Tensor, attention: Tensor, titles: list[str]) -> F
     """Pictures (B, 3, S, S) in [0, 1] above the same, lit where a probe's query looks: attention (B, heads,
     N), the mean of its heads.
     """
-    figure, axes = _axes(2, len(pictures), 1.75 * len(pictures), 3.9, squeeze=False)
+    figure, axes = subplots(2, len(pictures), 1.75 * len(pictures), 3.9, squeeze=False)
     looks = attention.mean(1).unflatten(1, [int(attention.shape[2] ** 0.5)] * 2)[
         :, None
     ]  # (B, 1, side, side)
     looks = F.interpolate(looks / looks.amax((2, 3), keepdim=True), pictures.shape[-2:], mode="nearest").cpu()
     for column, picture, look, title in zip(axes.T, pictures, looks, titles, strict=True):
-        _show(column[0], picture, title)
-        _show(
+        show_picture(column[0], picture, title)
+        show_picture(
             column[1],
             picture.mean(0).cpu() * 0.75 * torch.ones(3, 1, 1) * (1 - look)
             + look * torch.tensor([1.0, 0.85, 0.2]).view(3, 1, 1),

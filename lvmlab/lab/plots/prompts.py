@@ -21,8 +21,8 @@ def _font(size: int):
 def strip(
     prompt: Sentence, answers: dict[str, np.ndarray], scale: int = 1
 ) -> tuple[Image.Image, list[tuple[str, int, int]]]:
-    """One prompt in a row, and its column groups (name, first x, last x): examples, query, an answer each and,
-    where the query has a label, the truth.
+    """One prompt in a row, and its column groups (name, first x, last x): examples, query, an answer each
+    and, where the query has a label, the truth.
     """
     pictures = [("examples", p) for pair in prompt.pairs[:-1] for p in (pair.image, pair.label)]
     query = prompt.pairs[-1]

@@ -3,15 +3,16 @@ an answer hangs on.
 """
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from lvmlab.lab.plots.arms import differences_chart
-from lvmlab.lab.plots.tokenizer import _axes
+from lvmlab.lab.plots.axes import subplots
 from lvmlab.world.sentences import Sentence
 
 
 def _row(pictures: np.ndarray, titles: list[str], side: float = 1.2) -> tuple[Figure, np.ndarray]:
-    figure, axes = _axes(
+    figure, axes = subplots(
         1,
         len(pictures),
         side * len(pictures),
@@ -39,8 +40,8 @@ def entropy_maps(pictures: dict[str, np.ndarray], entropies: dict[str, np.ndarra
 
 
 def alternatives_chart(ids, probabilities, patches: np.ndarray) -> Figure:
-    """The likeliest codes of one place as `lvmlab.evaluation.inspection.alternatives` gives them, drawn among their
-    neighbours.
+    """The likeliest codes of one place as `lvmlab.evaluation.inspection.alternatives` gives them, drawn among
+    their neighbours.
     """
     return _row(
         patches,
@@ -74,11 +75,15 @@ def sensitivity_chart(rows: list[dict]) -> Figure:
     """Rows of `lvmlab.evaluation.sensitivity.measure`: the skill of each change with its 95 % interval over
     sources.
     """
-    found = {
-        f"{r['group']}: {r['name']}": (r["skill"], r["skill_low"], r["skill_high"])
-        for r in rows
-        if r["skill"] is not None
-    }
-    return differences_chart(
-        {rows[0]["task"]: found}, "skill (0: best floor, 1: ceiling), 95 % over sources", height=0.24
+    skills = pd.DataFrame(rows).dropna(subset="skill")
+    lines = pd.DataFrame(
+        {
+            "task": skills.task,
+            "change": skills["group"] + ": " + skills["name"],
+            "mean": skills.skill,
+            "low": skills.skill_low,
+            "high": skills.skill_high,
+        }
     )
+    label = "skill (0: best floor, 1: ceiling), 95 % over sources"
+    return differences_chart(lines, label, lines="change", height=0.24)

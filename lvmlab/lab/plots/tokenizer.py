@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lvmlab.lab.plots.axes import frame_cell, show_picture, subplots
 from lvmlab.lab.studies.common import across_seeds
 from lvmlab.lab.studies.tokenizer import SCORES, Use, findings, psnr, seeds_of
 from lvmlab.tokenizer.tokenizer import Tokenizer
@@ -18,41 +19,18 @@ NAMES = {"all": "all three kinds", "natural": "photographs", "two-colour": "mask
 COLOURS = {"tokens": "#1f77b4", "mean colours": "#b0b0b0", "vq": "#1f77b4", "fsq": "#d95f02"}
 
 
-def _axes(rows: int, columns: int, width: float, height: float, **options):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(
-        rows, columns, figsize=(width, height), facecolor="white", layout="constrained", dpi=80, **options
-    )
-
-
-def _show(axis, picture: Tensor, title: str = "") -> None:
-    """(3, H, W) in [0, 1], without ticks; values beyond are cut off."""
-    axis.imshow(picture.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-    axis.set_title(title, fontsize=10)
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
-def _cell(axis, position: int, grid: int, size: int) -> None:
-    """A frame around one token's place."""
-    side, (y, x) = size / grid, divmod(position, grid)
-    axis.add_patch(_rectangle((x * side - 0.5, y * side - 0.5), side))
-
-
-def _rectangle(corner: tuple[float, float], side: float):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, side, side, fill=False, edgecolor="red", lw=2)
+def _frame_token(axis, position: int, tokenizer: Tokenizer) -> None:
+    side, (y, x) = tokenizer.size / tokenizer.grid, divmod(position, tokenizer.grid)
+    frame_cell(axis, (x * side - 0.5, y * side - 0.5), side)
 
 
 def token_picture(tokenizer: Tokenizer, picture: Tensor) -> Figure:
     """A picture (3, S, S), its token ids written over it, and what the tokens give back."""
     tokens, g, side = tokenizer.encode(picture[None]), tokenizer.grid, tokenizer.size / tokenizer.grid
-    figure, axes = _axes(1, 3, 9, 3.3)
-    _show(axes[0], picture, f"the picture, {tokenizer.size} x {tokenizer.size} px")
-    _show(axes[1], 0.35 * picture + 0.65, f"its {g} x {g} tokens")
-    _show(axes[2], tokenizer.decode(tokens)[0], "decoded from the tokens")
+    figure, axes = subplots(1, 3, 9, 3.3)
+    show_picture(axes[0], picture, f"the picture, {tokenizer.size} x {tokenizer.size} px")
+    show_picture(axes[1], 0.35 * picture + 0.65, f"its {g} x {g} tokens")
+    show_picture(axes[2], tokenizer.decode(tokens)[0], "decoded from the tokens")
     for i, token in enumerate(tokens[0].tolist()):
         y, x = divmod(i, g)
         axes[1].text(
@@ -71,15 +49,15 @@ def one_token(tokenizer: Tokenizer, tokens: Tensor, position: int, code: int) ->
     changed = tokens.clone()
     changed[position] = code
     before, after = tokenizer.decode(torch.stack([tokens, changed]))
-    figure, axes = _axes(1, 3, 9, 3.1)
-    _show(axes[0], before, "decoded")
-    _show(axes[1], after, f"token {position}: code {tokens[position]} made {code}")
+    figure, axes = subplots(1, 3, 9, 3.1)
+    show_picture(axes[0], before, "decoded")
+    show_picture(axes[1], after, f"token {position}: code {tokens[position]} made {code}")
     drawn = axes[2].imshow(255 * (after - before).abs().mean(0).cpu(), cmap="magma", vmin=0)
     axes[2].set(title="difference, grey levels of 255", xticks=[], yticks=[])
     axes[2].title.set_fontsize(10)
     figure.colorbar(drawn, ax=axes[2], shrink=0.8)
     for axis in axes:
-        _cell(axis, position, tokenizer.grid, tokenizer.size)
+        _frame_token(axis, position, tokenizer)
     return figure
 
 
@@ -87,7 +65,7 @@ def reach_map(relative: np.ndarray) -> Figure:
     """`reach`'s map: mean squared change by offset from the replaced token, logarithmic."""
     from matplotlib.colors import LogNorm
 
-    figure, axis = _axes(1, 1, 4.6, 3.8)
+    figure, axis = subplots(1, 1, 4.6, 3.8)
     half = relative.shape[0] // 2
     drawn = axis.imshow(
         np.maximum(relative, 1e-4),
@@ -95,7 +73,7 @@ def reach_map(relative: np.ndarray) -> Figure:
         norm=LogNorm(),
         extent=(-half - 0.5, half + 0.5, half + 0.5, -half - 0.5),
     )
-    axis.add_patch(_rectangle((-0.5, -0.5), 1))
+    frame_cell(axis, (-0.5, -0.5), 1)
     axis.set(xlabel="tokens to the right", ylabel="tokens below", title="how far one token reaches")
     axis.set(xticks=range(1 - half, half, 2), yticks=range(1 - half, half, 2))
     figure.colorbar(drawn, ax=axis, label="squared change (mean 1)")
@@ -115,17 +93,17 @@ def codebook_sheet(tokenizer: Tokenizer, use: Use, columns: int = 32) -> Figure:
     for i, swatch in enumerate(middle):
         y, x = divmod(i, columns)
         sheet[:, y * (side + 1) : y * (side + 1) + side, x * (side + 1) : x * (side + 1) + side] = swatch
-    figure, axis = _axes(1, 1, 5.2, 5.2 * rows / columns + 0.4)
-    _show(axis, sheet, f"{len(order)} codes, by use: most used top left, {use.dead} unused")
+    figure, axis = subplots(1, 1, 5.2, 5.2 * rows / columns + 0.4)
+    show_picture(axis, sheet, f"{len(order)} codes, by use: most used top left, {use.dead} unused")
     if use.dead:
         y, x = divmod(len(order) - use.dead, columns)
-        axis.add_patch(_rectangle((x * (side + 1) - 1, y * (side + 1) - 1), side + 1))
+        frame_cell(axis, (x * (side + 1) - 1, y * (side + 1) - 1), side + 1)
     return figure
 
 
 def use_curves(uses: dict[str, Use]) -> Figure:
     """How often each code is used, the codes of each kind of picture sorted anew."""
-    figure, axis = _axes(1, 1, 6.6, 3.6)
+    figure, axis = subplots(1, 1, 6.6, 3.6)
     for name, use in uses.items():
         counts = np.sort(use.counts)[::-1]
         label = f"{NAMES.get(name, name)}: {use.share:.0%} used, perplexity {use.perplexity:.0f}"
@@ -149,7 +127,7 @@ def use_curves(uses: dict[str, Use]) -> Figure:
 
 def carries_chart(rows: list[dict]) -> Figure:
     """`carries`' rows: PSNR of each kind, and the scores of masks and skeletons, with their intervals."""
-    figure, axes = _axes(1, 2, 9.6, 3.6, width_ratios=(3, 2))
+    figure, axes = subplots(1, 2, 9.6, 3.6, width_ratios=(3, 2))
     for axis, own in zip(axes, (False, True), strict=True):
         mine = [r for r in rows if (r["metric"] != "PSNR") == own]
         kinds = list(dict.fromkeys(r["kind"] for r in mine))
@@ -176,11 +154,11 @@ def carries_chart(rows: list[dict]) -> Figure:
 
 
 def photograph_chart(tokenizer: Tokenizer, names: list[str], pictures: Tensor) -> Figure:
-    """PSNR of each photograph's centre crop after the round trip, with the worst and the best of them shown."""
+    """PSNR of each photograph's centre crop after the round trip; the worst and the best are shown."""
     after = tokenizer.round_trip(pictures)
     values = psnr(after, pictures).cpu().numpy()
     order = np.argsort(values)
-    figure, axes = _axes(2, 3, 9.4, max(3.6, 0.19 * len(names) + 1.2), width_ratios=(3.4, 1.5, 1.5))
+    figure, axes = subplots(2, 3, 9.4, max(3.6, 0.19 * len(names) + 1.2), width_ratios=(3.4, 1.5, 1.5))
     grid = axes[0, 0].get_gridspec()
     for axis in axes[:, 0]:
         axis.remove()
@@ -193,17 +171,17 @@ def photograph_chart(tokenizer: Tokenizer, names: list[str], pictures: Tensor) -
     )
     bars.legend(frameon=False, fontsize=8, loc="lower right")
     for row, (i, which) in zip(axes, ((order[-1], "best"), (order[0], "worst")), strict=True):
-        _show(row[1], pictures[i], f"{which}:\n{names[i].split('-')[-1]}")
-        _show(row[2], after[i], f"after, {values[i]:.1f} dB")
+        show_picture(row[1], pictures[i], f"{which}:\n{names[i].split('-')[-1]}")
+        show_picture(row[2], after[i], f"after, {values[i]:.1f} dB")
     return figure
 
 
 def picture_rows(rows: dict[str, Tensor]) -> Figure:
     """Named rows of pictures (B, 3, S, S), one below the other."""
-    figure, axes = _axes(len(rows), len(next(iter(rows.values()))), 7.8, 1.08 * len(rows), squeeze=False)
+    figure, axes = subplots(len(rows), len(next(iter(rows.values()))), 7.8, 1.08 * len(rows), squeeze=False)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(line, pictures, strict=True):
-            _show(axis, picture)
+            show_picture(axis, picture)
         line[0].set_ylabel(name, fontsize=9, rotation=0, ha="right", va="center")
     return figure
 
@@ -255,7 +233,8 @@ class LiveLoss:
             ylabel="loss",
             yscale="log" if pictures else "linear",
             xlim=(0, self.steps),
-            title=f"step {last['step'] + 1} of {self.steps}, {last['seconds']:.0f} s, {last['items_per_second']:.0f} {self.items} a second",
+            title=f"step {last['step'] + 1} of {self.steps}, {last['seconds']:.0f} s, "
+            f"{last['items_per_second']:.0f} {self.items} a second",
         )
         left.title.set_fontsize(10)
         if pictures:
@@ -278,7 +257,7 @@ class LiveLoss:
 
 def vq_fsq_chart(record: dict) -> Figure:
     """Every score of both quantisers: each seed a dot, the mean and its 95 % t interval beside it."""
-    figure, axes = _axes(2, 3, 9.6, 5.2)
+    figure, axes = subplots(2, 3, 9.6, 5.2)
     higher = findings(record).set_index("metric").higher
     for axis, (metric, title) in zip(axes.flat, SCORES.items(), strict=True):
         for i, quantiser in enumerate(("vq", "fsq")):
@@ -295,7 +274,7 @@ def vq_fsq_chart(record: dict) -> Figure:
 
 def curves_chart(record: dict) -> Figure:
     """The loss of every training of the comparison."""
-    figure, axis = _axes(1, 1, 6.4, 3.2)
+    figure, axis = subplots(1, 1, 6.4, 3.2)
     for row in record["result"]:
         label = row["quantiser"].upper() if row["seed"] == 0 else None
         axis.plot(*zip(*row["curve"], strict=True), color=COLOURS[row["quantiser"]], alpha=0.7, label=label)

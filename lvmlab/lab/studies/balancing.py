@@ -12,18 +12,18 @@ pair, as in a data set.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from lvmlab.data.mini_world import World
 from lvmlab.data.mixture import Mixture
 from lvmlab.data.store import build
-from lvmlab.lab import runs
+from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import common
-from lvmlab.lab.studies.common import MICRO, across_seeds, final_losses
+from lvmlab.lab.studies.common import MICRO
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.export import load_lvm
 from lvmlab.training.loop import TrainConfig
@@ -214,41 +214,52 @@ def _train(
     }
 
 
-def realised(record: dict) -> dict[str, float]:
-    """The share of sentences that each task had in fact, over the whole training and all seeds."""
-    points = [
-        point["shares"] for row in record["result"] for point in row["curve"][1:]
-    ]  # the first is of one batch
-    return {task: float(np.mean([shares.get(task, 0.0) for shares in points])) for task in TASKS}
+def realised(records: dict[str, dict]) -> pd.DataFrame:
+    """The share of sentences that each task had, over the whole training and all seeds: arms by tasks."""
+    shares = {}
+    for name, record in records.items():
+        points = [
+            point["shares"] for row in record["result"] for point in row["curve"][1:]
+        ]  # the first: one batch
+        shares[name] = {task: np.mean([point.get(task, 0.0) for point in points]) for task in TASKS}
+    return pd.DataFrame(shares).T
 
 
-def best(records: dict[str, dict]) -> str:
-    """The scheme of least mean cross entropy over the tasks, of those that need no other data and keep no
-    order.
+def best(rows: pd.DataFrame) -> str:
+    """The arm of least mean cross entropy over the tasks, of those that need no other data and keep no order.
+
+    Args:
+        rows: Of `lvmlab.lab.frames.trainings`.
     """
-    schemes = [name for name in records if not ARMS[name].full and not ARMS[name].mixture.order]
-    return min(
-        schemes, key=lambda name: np.mean([final_losses(records[name], task).mean() for task in TASKS])
-    )
+    names = [name for name in rows.arm.unique() if not ARMS[name].full and not ARMS[name].mixture.order]
+    return rows[rows.arm.isin(names)].groupby("arm").loss.mean().idxmin()
 
 
-def effects(
-    records: dict[str, dict], task: str, value: Callable[[dict, str], np.ndarray] = final_losses
-) -> dict[str, tuple[float, float, float]]:
-    """What sampling and augmentation do to a task, each apart from the other: (mean, low, high), 95 % t
-    intervals over paired seeds.
+def effects(rows: pd.DataFrame, measure: str = "loss") -> pd.DataFrame:
+    """What sampling and augmentation do to each task, each apart from the other.
 
-    The 2x2 of {natural, balanced} x {plain, augmented}: an effect is the mean of its two differences; the
-    interaction is how much more
-    augmentation does when the tasks are balanced. Arms of a seed begin with the same weights, so the
-    differences are taken by seed.
+    The 2x2 of {natural, balanced} x {plain, augmented}: an effect is the mean of its two differences, by
+    seed; the interaction is how much more augmentation does when the tasks are balanced.
+
+    Args:
+        rows: Of `lvmlab.lab.frames.trainings`, those four arms among them.
+        measure: A column of them: "loss", "skill".
+
+    Returns:
+        ``task``, ``effect``; ``mean``, ``low``, ``high``: 95 % t intervals over seeds.
     """
-    natural, grown, even, both = (value(records[name], task) for name in list(ARMS)[:4])
-    return {
-        "sampling": across_seeds((even - natural + both - grown) / 2),
-        "augmentation": across_seeds((grown - natural + both - even) / 2),
-        "interaction": across_seeds(both - even - grown + natural),
-    }
+    lines = []
+    for task in TASKS:
+        natural, augmented, balanced, both = (
+            common.by_seed(rows, task, measure)[arm] for arm in list(ARMS)[:4]
+        )
+        of_task = {
+            "sampling": (balanced - natural + both - augmented) / 2,
+            "augmentation": (augmented - natural + both - balanced) / 2,
+            "interaction": both - balanced - augmented + natural,
+        }
+        lines += [{"task": task, "effect": name} | common.spread(values) for name, values in of_task.items()]
+    return pd.DataFrame(lines)
 
 
 def main() -> None:
@@ -260,10 +271,10 @@ def main() -> None:
         help="that is scored: test once, for the arm chosen on val",
     )
     args = parser.parse_args()
-    found = common.shipped(
+    records = common.shipped(
         args.arms or ARMS, lambda name: arm(name, SCALES[args.scale], args.split, compiled=args.compiled)
     )
-    print(common.table(found, TASKS))
+    print(frames.markdown(common.table(frames.trainings(records), TASKS)))
 
 
 if __name__ == "__main__":

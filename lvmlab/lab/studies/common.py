@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 
 from lvmlab.evaluation import scoring as evaluate
-from lvmlab.lab import runs
+from lvmlab.lab import frames, runs
 from lvmlab.model.config import LVMConfig
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
@@ -64,8 +65,8 @@ def shipped(names: Iterable[str], one: Callable[[str], dict]) -> dict[str, dict]
 
 
 def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % t interval; without a spread to go by (one seed) the interval is infinite."""
-    mean = float(np.mean(values))
+    """Mean and its 95 % t interval, which one value leaves infinite."""
+    mean = float(np.mean(values)) if len(values) else math.nan
     if len(values) < 2:
         return mean, -math.inf, math.inf
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -90,7 +91,7 @@ def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer
 
 
 def losses(lvm: LVM, asked: Scorers, first: int | None = None) -> dict[str, float]:
-    """Cross entropy of the answers to the ``first`` prompts (None: all), in nats a token: a point of a curve."""
+    """Cross entropy of the answers to the ``first`` prompts (None: all), nats a token: a point of a curve."""
     return {
         task: float(
             evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens_per_image)[0].mean()
@@ -117,36 +118,36 @@ def scored(lvm: LVM, asked: Scorers, *, name: str = "", shown: int = 0) -> dict:
     return {"scores": scores, "losses": final, "answers": answers}
 
 
-def skills(record: dict, task: str) -> np.ndarray:
-    """Of every seed, (seeds,)."""
-    return np.array([s["skill"] for row in record["result"] for s in row["scores"] if s["task"] == task])
+def by_seed(rows: pd.DataFrame, task: str, measure: str = "loss") -> pd.DataFrame:
+    """A measure of one task, a line a seed and a column an arm, of the rows of `lvmlab.lab.frames.trainings`.
 
-
-def final_losses(record: dict, task: str, measure: str = "cross entropy") -> np.ndarray:
-    """Cross entropy of the answers in nats a token, or another measure of `scored`'s losses, of every seed."""
-    return np.array([row["losses"][task][measure] for row in record["result"]])
-
-
-def markdown(*lines: Sequence[str]) -> str:
-    """A table of lines of cells, the first its head."""
-    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
-
-
-def table(records: dict[str, dict], tasks: Sequence[str]) -> str:
-    """A line an arm, in Markdown: cross entropy of each task's answers in nats a token, with its 95 % t
-    interval over seeds, and the mean skill.
+    Arms of a seed start with the same weights: differences are taken line by line.
     """
-    lines = [["arm", *(cell for task in tasks for cell in (f"{task}: nats (95 %)", "skill"))]]
-    for name, record in records.items():
-        lines.append([name])
+    return rows[rows.task == task].pivot(index="seed", columns="arm", values=measure)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """`across_seeds` by name: mean, low, high."""
+    return dict(zip(("mean", "low", "high"), across_seeds(values), strict=True))
+
+
+def table(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """A line an arm to print: each task's cross entropy with its interval over seeds, and its mean skill.
+
+    Args:
+        rows: Of `lvmlab.lab.frames.trainings`.
+        tasks: In the order of the columns; an arm without a task leaves its cells empty.
+    """
+    lines = []
+    for arm, own in rows.groupby("arm", sort=False):
+        lines.append([arm])
         for task in tasks:
-            told = task in record["result"][0]["losses"]  # else it is an arm of a single task
-            lines[-1] += [
-                "{:.2f} ({:.2f} to {:.2f})".format(*across_seeds(final_losses(record, task))) if told else "",
-                f"{skills(record, task).mean():.2f}" if told else "",
-            ]
-    return markdown(*lines)
+            values = own[own.task == task]
+            nats, skill = frames.interval(*across_seeds(values.loss)), f"{values.skill.mean():.2f}"
+            lines[-1] += ["", ""] if values.empty else [nats, skill]
+    return pd.DataFrame(
+        lines, columns=["arm", *(name for task in tasks for name in (f"{task}: nats (95 %)", "skill"))]
+    )
 
 
 def answers(record: dict, task: str) -> torch.Tensor:

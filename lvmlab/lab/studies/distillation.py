@@ -10,17 +10,19 @@ is of a single task.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from lvmlab.data.mini_world import World
 from lvmlab.data.mixture import Mixture
 from lvmlab.data.store import build
 from lvmlab.distillation.cache import ALL_CODES, FrozenSentences, freeze_sentences, write_cache
 from lvmlab.distillation.objectives import Distillation
-from lvmlab.lab import runs
+from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import common
 from lvmlab.lab.studies.common import MICRO
 from lvmlab.model.config import LVMConfig
@@ -324,26 +326,49 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     ]
 
 
-def gained(
-    records: dict[str, dict], name: str, task: str, against: str = "alone", measure: str = "cross entropy"
-) -> tuple[float, float, float]:
-    """What an arm changes against another, seed by seed: (mean, low, high), 95 % t interval; nats a token,
-    below 0 is better.
+def gains(
+    rows: pd.DataFrame, names: Sequence[str], against: str = "alone", measure: str = "loss"
+) -> pd.DataFrame:
+    """What arms change against another, seed by seed.
+
+    Args:
+        rows: Of `lvmlab.lab.frames.trainings`.
+        names: The arms.
+        against: The arm that they are compared with.
+        measure: A column of the rows; in nats a token below 0 is better.
+
+    Returns:
+        ``arm``, ``task``; ``mean``, ``low``, ``high``: 95 % t intervals over seeds.
     """
-    return common.across_seeds(
-        common.final_losses(records[name], task, measure)
-        - common.final_losses(records[against], task, measure)
-    )
+    lines = []
+    for task in rows[rows.arm == against].task.unique():
+        values = common.by_seed(rows, task, measure)
+        changes = values[[name for name in names if name in values]].sub(values[against], axis=0)
+        lines += [{"arm": name, "task": task} | common.spread(changes[name]) for name in changes]
+    return pd.DataFrame(lines)
 
 
-def closed(
-    records: dict[str, dict], name: str, task: str, teacher: float, against: str = "alone"
-) -> tuple[float, float, float]:
-    """The share of the gap to this ``teacher``'s cross entropy that an arm closes, seed by seed: (mean, low,
-    high), 95 % t interval.
+def closed(rows: pd.DataFrame, name: str, teacher: dict[str, float], against: str = "alone") -> pd.DataFrame:
+    """The share of the gap to the teacher that an arm closes, seed by seed.
+
+    Args:
+        rows: Of `lvmlab.lab.frames.trainings`.
+        name: The arm.
+        teacher: The teacher's cross entropy by task.
+        against: The arm whose gap it is.
+
+    Returns:
+        ``task``, ``teacher``, ``student`` (nats a token of ``against``); ``mean``, ``low``, ``high``: 95 % t
+        intervals over seeds.
     """
-    alone = common.final_losses(records[against], task)
-    return common.across_seeds((alone - common.final_losses(records[name], task)) / (alone - teacher))
+    lines = []
+    for task, best in teacher.items():
+        losses = common.by_seed(rows, task)
+        share = (losses[against] - losses[name]) / (losses[against] - best)
+        lines.append(
+            {"task": task, "teacher": best, "student": losses[against].mean()} | common.spread(share)
+        )
+    return pd.DataFrame(lines)
 
 
 def main() -> None:
@@ -354,8 +379,8 @@ def main() -> None:
     )  # of what val drops this alone
     names = args.arms or chosen(setting)
     common.shipped(names, lambda name: tuning(name, setting, **options))
-    found = common.shipped(names, lambda name: arm(name, setting, **options))
-    print(common.table(found, tasks.TRAINED))
+    records = common.shipped(names, lambda name: arm(name, setting, **options))
+    print(frames.markdown(common.table(frames.trainings(records), tasks.TRAINED)))
 
 
 if __name__ == "__main__":

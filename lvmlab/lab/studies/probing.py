@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from lvmlab.data import labelled
 from lvmlab.data.labelled import Labelled
 from lvmlab.evaluation import probing as probe
-from lvmlab.lab import runs
+from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import common
 from lvmlab.model.aim import AIM_PRESETS as PATCHES
 from lvmlab.model.aim import PatchConfig, PatchLM
@@ -286,46 +287,43 @@ def kinds(record: dict) -> list[str]:
     return [kind for kind in PROBES if kind in record["result"][0]]
 
 
-def table(records: dict[str, dict]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """{probe: {arm: (balanced accuracy, low, high)}}, 95 % intervals over objects and seeds; pixels are one
-    arm.
+def table(records: dict[str, dict]) -> pd.DataFrame:
+    """Balanced accuracy of each arm's probes; pixels are one arm.
+
+    Returns:
+        ``probe``, ``arm``; ``mean``, ``low``, ``high``: 95 % intervals over objects and seeds.
     """
-    found: dict = {}
+    rows = []
     for name, record in records.items():
         for kind in kinds(record):
-            found.setdefault(kind, {})[name.removesuffix(" by patches")] = tuple(
-                probe.score(*told(record, kind)).values()
-            )
-    return found
+            mean, low, high = probe.score(*told(record, kind)).values()
+            row = {"probe": kind, "arm": name.removesuffix(" by patches")}
+            rows.append(row | {"mean": mean, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
-def markdown(found: dict[str, dict[str, tuple[float, float, float]]]) -> str:
-    """`table` in Markdown, a line an arm."""
-    cells = (
-        [
-            name,
-            *(
-                "{:.3f} ({:.3f} to {:.3f})".format(*told[name]) if name in told else ""
-                for told in found.values()
-            ),
-        ]
-        for name in dict.fromkeys(name for of in found.values() for name in of)
-    )
-    return common.markdown(["arm", *(f"{PROBES[kind]} (95 %)" for kind in found)], *cells)
+def printed(rows: pd.DataFrame) -> pd.DataFrame:
+    """`table` as texts to print, a line an arm and a column a probe."""
+    cells = [frames.interval(row.mean, row.low, row.high, 3) for row in rows.itertuples(index=False)]
+    lines = rows.assign(cell=cells).pivot(index="arm", columns="probe", values="cell")
+    lines = lines.loc[rows.arm.unique(), rows.probe.unique()]
+    return lines.rename(columns=lambda kind: f"{PROBES[kind]} (95 %)").rename_axis("arm").reset_index()
 
 
 def gained(
     records: dict[str, dict], name: str, against: str, kind: str = "linear"
 ) -> tuple[float, float, float]:
-    """What an arm knows more than another, on the same objects drawn alike: (difference, low, high), 95 %
-    interval over objects and seeds.
+    """What an arm's features know more than another's, on the same objects drawn alike.
+
+    Returns:
+        (difference, low, high): a 95 % interval over objects and seeds.
     """
     one, other = (probe.resampled(*told(records[arm], kind)) for arm in (name, against))
     return float(one[0] - other[0]), *map(float, np.percentile((one - other)[1:], (2.5, 97.5)))
 
 
 def main() -> None:
-    common.main(__doc__, SCALES, "arms", ARMS, arm, lambda records: markdown(table(records)))
+    common.main(__doc__, SCALES, "arms", ARMS, arm, lambda records: frames.markdown(printed(table(records))))
 
 
 if __name__ == "__main__":

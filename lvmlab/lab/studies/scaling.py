@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import least_squares
 
-from lvmlab.lab import runs
+from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import common, distillation
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.tokenizer.tokenizer import Tokenizer
@@ -148,40 +149,35 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
     ]
 
 
-def points(records: dict[str, dict]) -> np.ndarray:
-    """(sizes x seeds x budgets, 4): parameters, tokens, mean cross entropy of the tasks, mean skill."""
-    return np.array(
-        [
-            [
-                row["parameters"],
-                row["tokens"],
-                np.mean([one["cross entropy"] for one in row["losses"].values()]),
-                np.mean([s["skill"] for s in row["scores"] if s["skill"] is not None]),
-            ]
-            for record in records.values()
-            for row in record["result"]
-        ]
-    )
-
-
-def law(found: np.ndarray) -> dict[str, float]:
-    """The fit of loss = E + A / (N / 1e6)^a + B / (D / 1e6)^b (Hoffmann et al., arXiv 2203.15556) to
-    `points`, on the logarithm and robustly.
+def points(records: dict[str, dict]) -> pd.DataFrame:
+    """A row a training: ``arm``, ``seed``, ``parameters``, ``tokens``, mean ``loss`` and mean ``skill`` of
+    the tasks.
     """
-    n, d, loss = found[:, 0] / 1e6, found[:, 1] / 1e6, found[:, 2]
+    training = ["arm", "seed", "parameters", "tokens"]
+    return frames.trainings(records).groupby(training, sort=False)[["loss", "skill"]].mean().reset_index()
 
-    def error(p: np.ndarray) -> np.ndarray:
-        return np.log(
-            predicted({"E": p[0], "A": p[1], "a": p[2], "B": p[3], "b": p[4]}, n * 1e6, d * 1e6)
-        ) - np.log(loss)
 
-    low, high = [0, 0, 0.01, 0, 0.01], [loss.min(), 20, 3, 20, 3]
-    starts = [
-        least_squares(error, [e * loss.min(), 0.5, a, 0.5, a], bounds=(low, high), loss="huber", f_scale=1e-2)
+def law(trainings: pd.DataFrame) -> dict[str, float]:
+    """The fit of loss = E + A / (N / 1e6)^a + B / (D / 1e6)^b (Hoffmann et al., arXiv 2203.15556) to
+    `points`.
+
+    It is robust (Huber) and on the logarithm of the loss.
+
+    Returns:
+        E, A, a, B and b.
+    """
+    n, d, loss = (trainings[column].to_numpy() for column in ("parameters", "tokens", "loss"))
+
+    def error(constants: np.ndarray) -> np.ndarray:
+        return np.log(predicted(dict(zip("EAaBb", constants, strict=True)), n, d)) - np.log(loss)
+
+    bounds = [0, 0, 0.01, 0, 0.01], [loss.min(), 20, 3, 20, 3]
+    fits = [
+        least_squares(error, [e * loss.min(), 0.5, a, 0.5, a], bounds=bounds, loss="huber", f_scale=1e-2)
         for e in (0.1, 0.5, 0.9)
         for a in (0.2, 0.6)
     ]
-    return dict(zip("EAaBb", map(float, min(starts, key=lambda s: s.cost).x), strict=True))
+    return dict(zip("EAaBb", map(float, min(fits, key=lambda fit: fit.cost).x), strict=True))
 
 
 def predicted(fit: dict[str, float], n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -189,32 +185,34 @@ def predicted(fit: dict[str, float], n: np.ndarray, d: np.ndarray) -> np.ndarray
     return fit["E"] + fit["A"] / (n / 1e6) ** fit["a"] + fit["B"] / (d / 1e6) ** fit["b"]
 
 
-def left_out(found: np.ndarray) -> dict[str, tuple[float, float, float]]:
-    """The law's constants: (of all points, least, most of the fits that leave out one size and budget, all
-    its seeds).
+def left_out(trainings: pd.DataFrame) -> pd.DataFrame:
+    """The law's constants of all `points`, and the least and most of the fits that leave out one size and
+    budget.
+
+    Returns:
+        ``constant``, ``value``, ``low``, ``high``.
     """
-    cells = np.unique(found[:, :2], axis=0)
-    fits = [law(found[~(found[:, :2] == cell).all(1)]) for cell in cells]
-    return {k: (v, min(f[k] for f in fits), max(f[k] for f in fits)) for k, v in law(found).items()}
+    cells = trainings.groupby(["parameters", "tokens"]).groups.values()
+    fits = pd.DataFrame([law(trainings.drop(cell)) for cell in cells])
+    value = pd.Series(law(trainings))
+    lines = pd.DataFrame({"value": value, "low": fits.min(), "high": fits.max()})
+    return lines.rename_axis("constant").reset_index()
 
 
 def table(records: dict[str, dict]) -> str:
-    """`common.table` of each size at each budget, then the law's constants with the least and most of
-    `left_out`.
+    """`common.table` of each size at each budget, then the law's constants with the range of `left_out`, as
+    Markdown.
     """
-    cells = {
-        f"{name}, {row['tokens'] / 1e6:.1f}M tokens": {
-            "result": [r for r in record["result"] if r["tokens"] == row["tokens"]]
-        }
-        for name, record in records.items()
-        for row in record["result"]
-    }
-    constants = ("{} = {:.2f} ({:.2f} to {:.2f})".format(k, *v) for k, v in left_out(points(records)).items())
-    return (
-        common.table(cells, tasks.TRAINED)
-        + "\n\nE + A / N^a + B / D^b, N and D in millions: "
-        + ", ".join(constants)
+    rows = frames.trainings(records)
+    rows["arm"] = [
+        f"{arm}, {tokens / 1e6:.1f}M tokens" for arm, tokens in zip(rows.arm, rows.tokens, strict=True)
+    ]
+    constants = left_out(points(records))
+    named = (
+        f"{row.constant} = {frames.interval(row.value, row.low, row.high)}" for row in constants.itertuples()
     )
+    law_line = f"E + A / N^a + B / D^b, N and D in millions: {', '.join(named)}"
+    return f"{frames.markdown(common.table(rows, tasks.TRAINED))}\n\n{law_line}"
 
 
 def main() -> None:

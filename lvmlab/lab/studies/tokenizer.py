@@ -327,8 +327,8 @@ def findings(record: dict) -> pd.DataFrame:
     """VQ beside FSQ, a row a score.
 
     Returns:
-        ``metric``, ``title``, the means ``vq`` and ``fsq``, ``difference`` (FSQ minus VQ seed by seed) with its 95 % t
-        interval ``low`` to ``high``, and which is ``higher``: FSQ, VQ or undecided.
+        ``metric``, ``title``, the means ``vq`` and ``fsq``, ``difference`` (FSQ minus VQ seed by seed) with
+        its 95 % t interval ``low`` to ``high``, and which is ``higher``: FSQ, VQ or undecided.
     """
     rows = []
     for metric, title in SCORES.items():
