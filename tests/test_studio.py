@@ -12,7 +12,7 @@ import torch
 
 from lvmlab.evaluation import sensitivity
 from lvmlab.evaluation.inspection import alternatives, attention
-from lvmlab.evaluation.scoring import Job, encoded, prompts
+from lvmlab.evaluation.prompts import Job, encode_sentences, sentences
 from lvmlab.lab.plots import studio as figures
 from lvmlab.lab.studio.session import Session
 from lvmlab.lab.studio.studio import Studio
@@ -65,7 +65,7 @@ def same(a, b):
 
 def test_a_drawn_prompt_is_the_evaluations_and_its_answer_is_completion(session, tokenizer, models):
     session.draw("segmentation", index=1, examples=2)
-    tokens = encoded(tokenizer, [session.asked])[:, : -tokenizer.tokens_per_image]
+    tokens = encode_sentences(tokenizer, [session.asked])[:, : -tokenizer.tokens_per_image]
     found = list(session.answer("one", sample=True, seed=5, answers=3, top_k=20))
     assert [len(a.steps) for a in found] == list(range(1, tokenizer.tokens_per_image + 1))
     options = {"sample": True, "generator": torch.Generator().manual_seed(5), "answers": 3, "top_k": 20}
@@ -75,7 +75,7 @@ def test_a_drawn_prompt_is_the_evaluations_and_its_answer_is_completion(session,
     )
     whole = Session(Tokenizer.from_pretrained("mini", device="cpu"))
     whole.draw("derain", index=1)
-    assert same(whole.asked, prompts(Job("derain", prompts=2, split="val"))[1])
+    assert same(whole.asked, sentences(Job("derain", prompts=2, split="val"))[1])
 
 
 def test_examples_are_moved_swapped_removed_and_added(session):
@@ -281,7 +281,7 @@ def test_each_change_of_the_prompt_is_what_it_says():
         ours != theirs for ours, theirs in shuffled
     )
     shares = {
-        name: sensitivity.overlap(encoded(mini, found["choice", name]), mini.tokens_per_image).mean()
+        name: sensitivity.overlap(encode_sentences(mini, found["choice", name]), mini.tokens_per_image).mean()
         for name in ("nearest", "random", "farthest")
     }
     assert shares["nearest"] > shares["random"] > shares["farthest"]

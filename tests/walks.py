@@ -71,7 +71,8 @@ def one_training_step() -> Callable[[], object]:
 
 def one_score() -> Callable[[], object]:
     """One row of an evaluation: segmentation, two prompts of mini-world."""
-    from lvmlab.evaluation.scoring import Job, evaluate
+    from lvmlab.evaluation.prompts import Job
+    from lvmlab.evaluation.scoring import evaluate
 
     tokenizer = Tokenizer.from_pretrained("mini")
     lvm = LVM.from_shape("tiny", vocab_size=tokenizer.codebook_size)

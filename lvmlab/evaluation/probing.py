@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from lvmlab.data.labelled import Labelled
-from lvmlab.evaluation.scoring import drawn
+from lvmlab.evaluation.statistics import source_weights
 from lvmlab.model.aim import PatchLM
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer, fingerprint
@@ -216,7 +216,11 @@ def resampled(predicted: np.ndarray, data: Labelled, seed: int = 0) -> np.ndarra
         paired.
     """
     right = (np.atleast_2d(predicted) == data.labels).astype(float)
-    weights, times, recalls = drawn(data.sources, seed), drawn(np.arange(len(right)), seed + 1), []
+    weights, times, recalls = (
+        source_weights(data.sources, seed),
+        source_weights(np.arange(len(right)), seed + 1),
+        [],
+    )
     for label in np.unique(data.labels):
         of = weights[:, data.labels == label]
         found = (of @ right[:, data.labels == label].T * times).sum(1)

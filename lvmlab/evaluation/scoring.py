@@ -1,11 +1,9 @@
-"""Scoring models on mini-world's fixed prompts: score, ceiling, floors and skill, with intervals over sources.
+"""Scoring models on the sentences of jobs: each answer is read by its task's score, between floors and
+ceiling.
 
-Skill = (score - best floor) / (ceiling - best floor): 0 is what needs no model, 1 all that the tokenizer can
-carry. The ceiling is the true label after the tokenizer's round trip. A *floor* is an answer that needs neither
-a model nor the query's truth. A *landmark* is an answer without a model that looks at the truth (the mean
-skeleton in the true box, all objects by their true masks): it is printed beside the score and never enters
-skill. Intervals are 95 % percentile bootstraps over sources (photographs, object families or bodies), not over
-prompts.
+`lvmlab.evaluation.statistics` defines skill. A *floor* is an answer that needs neither a model nor the
+query's truth. A *landmark* is an answer without a model that looks at the truth (the mean skeleton in the
+true box, all objects by their true masks): it is printed beside the score and never enters skill.
 """
 
 import functools
@@ -13,336 +11,24 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from lvmlab.evaluation.prompts import ANSWERS, Job, encode_sentences, sentences, to_prompt
+from lvmlab.evaluation.statistics import interval, resample, skill
 from lvmlab.model.generation import complete_tokens, label_ids
 from lvmlab.model.lvm import LVM
+from lvmlab.model.prompting import complete
 from lvmlab.tokenizer.tokenizer import Tokenizer
-from lvmlab.utils.checks import check_fields
 from lvmlab.utils.files import write_file
 from lvmlab.utils.images import from_uint8, to_uint8
-from lvmlab.world import DEFAULT, Laws, Sources, default, of_size, tasks
-from lvmlab.world.sentences import PAIRS, Sentence, sentence
-
-CONDITIONS = ("right", "wrong_task", "shuffled_labels", "conflicting")
-SETTINGS = ("seen", "trained objects", "shifted", "new encoding", "new task")
-RESAMPLES = 1000
-ANSWERS = 4  # eight are a little better (motion by 0.2 dB on val) and take nearly twice as long
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row to be scored: a task in a setting and condition, after so many examples, on the first
-    ``prompts`` prompts.
-
-    answers: so many are sampled at temperature 1 and their mean picture is scored; 1 is the one greedy
-        answer.
-    """
-
-    task: str
-    setting: str = "seen"
-    condition: str = "right"
-    examples: int = 3
-    prompts: int = 200
-    split: str = "test"
-    answers: int = ANSWERS
-
-    def __post_init__(self):
-        check_fields(
-            self,
-            task=(bool(tasks.scored([self.task])), "a task whose answers are scored"),
-            setting=(self.setting in SETTINGS, f"one of {', '.join(SETTINGS)}"),
-            condition=(self.condition in CONDITIONS, f"one of {', '.join(CONDITIONS)}"),
-            examples=(1 <= self.examples < PAIRS, f"1 to {PAIRS - 1}"),
-            answers=(self.answers >= 1, "1 (greedy) or more (the mean of so many)"),
-        )
-
-
-def plan(prompts: int = 200, split: str = "test", laws: Laws = DEFAULT) -> list[Job]:
-    """Everything that is reported of a model trained under these laws.
-
-    Settings and conditions on all prompts; 1 to 7 examples and the controls on a quarter of them.
-    """
-    trained, some = tasks.scored(laws.trained), max(1, prompts // 4)
-    jobs = [Job(task, prompts=prompts, split=split) for task in trained]
-    jobs += [
-        Job(task, "new encoding", prompts=prompts, split=split)
-        for task in ("segmentation", "selection", "pose")
-    ]
-    jobs += [Job("selection", "trained objects", prompts=prompts, split=split)]
-    jobs += [Job(task, "new task", prompts=prompts, split=split) for task in laws.new]
-    jobs += [Job(task, "shifted", prompts=prompts, split=split) for task in trained]
-    jobs += [
-        Job(task, "seen", "conflicting", prompts=prompts, split=split)
-        for task in trained
-        if tasks.get(task).conflicting
-    ]
-    jobs += [
-        Job(task, "seen", c, prompts=some, split=split)
-        for c in ("wrong_task", "shuffled_labels")
-        for task in trained
-        if not tasks.get(task).sequence
-    ]
-    jobs += [Job(task, examples=k, prompts=some, split=split) for k in (1, 2, 4, 5, 6, 7) for task in trained]
-    names = [*trained, *laws.new]
-    # jobs that share sentences come together
-    return sorted(jobs, key=lambda job: (names.index(job.task), SETTINGS.index(job.setting)))
-
-
-def prompts(job: Job, laws: Laws = DEFAULT) -> list[Sentence]:
-    """The job's sentences under these laws in their fixed order: ``examples`` pairs and the query last."""
-    found = []
-    for index in range(job.prompts):
-        whole = _whole(laws, job.task, job.setting, job.split, index)
-        # a clip's query is the frame after its examples; elsewhere the query stays the last pair, whatever
-        # the examples
-        pairs = (
-            whole.pairs[: job.examples + 1]
-            if tasks.get(job.task).sequence
-            else [*whole.pairs[: job.examples], whole.pairs[-1]]
-        )
-        found.append(_condition(Sentence(job.task, whole.encoding, pairs), job, index, laws))
-    return found
-
-
-@functools.lru_cache(maxsize=200)  # those of one setting, which many jobs share: about 1.5 MB each at 128 px
-def _whole(laws: Laws, task: str, setting: str, split: str, index: int) -> Sentence:
-    sources = _known_objects() if setting == "trained objects" else None
-    split = "shifted" if setting == "shifted" else split
-    held_out = setting == "new encoding"
-    return sentence(task, split, index, laws=laws, pairs=PAIRS, held_out=held_out, sources=sources)
-
-
-@functools.cache
-def _known_objects() -> Sources:
-    return default().with_objects_of("train")
-
-
-def _condition(prompt: Sentence, job: Job, index: int, laws: Laws) -> Sentence:
-    *examples, query = prompt.pairs
-    encoding = prompt.encoding
-    if job.condition == "conflicting":
-        encoding = encoding.swapped()
-        examples, query = (
-            [tasks.get(job.task).relabel(p, encoding) for p in pairs] for pairs in (examples, [query])
-        )
-        query = query[0]
-    elif job.condition == "wrong_task":
-        others = [t for t in tasks.scored(laws.trained) if not tasks.get(t).sequence]
-        other = others[(others.index(job.task) + 1) % len(others)]
-        examples = sentence(other, job.split, index, laws=laws, pairs=len(examples)).pairs
-    elif job.condition == "shuffled_labels":
-        labels = [pair.label for pair in examples]
-        examples = [
-            type(p)(p.image, label, p.truth, p.source)
-            for p, label in zip(examples, labels[1:] + labels[:1], strict=True)
-        ]
-    return Sentence(prompt.task, encoding, [*examples, query])
-
-
-def encoded(tokenizer: Tokenizer, sentences: list[Sentence], batch: int = 50) -> torch.Tensor:
-    """Tokens of sentences of one length, their answers included: (B, T)."""
-    parts = [sentences[first : first + batch] for first in range(0, len(sentences), batch)]
-    return torch.cat(
-        [
-            tokenizer.encode(from_uint8(np.concatenate([s.pictures() for s in part]))).view(len(part), -1)
-            for part in parts
-        ]
-    )
-
-
-def answer(
-    lvm: LVM, tokens: torch.Tensor, n: int, answers: int = ANSWERS, batch: int = 50, constrained: bool = False
-) -> torch.Tensor:
-    """Answers in the place of the last ``n`` of ``tokens`` (B, T): (B, answers, n), sampled from a fixed
-    seed; greedy where one is asked for.
-
-    constrained: to the ids that occur in each prompt's own labels.
-    """
-    return torch.cat([*written(lvm, tokens, n, answers, batch, constrained)])
-
-
-def written(
-    lvm: LVM, tokens: torch.Tensor, n: int, answers: int, batch: int, constrained: bool = False
-) -> Iterator[torch.Tensor]:
-    """`answer`, ``batch`` prompts after ``batch``: may be left in between."""
-    for i, part in enumerate(tokens[:, :-n].split(batch)):
-        options = (
-            {"sample": True, "generator": torch.Generator().manual_seed(i * batch), "answers": answers}
-            if answers > 1
-            else {}
-        )
-        yield complete_tokens(
-            lvm, part, n, allowed=label_ids(part, n) if constrained else None, **options
-        ).tokens
-
-
-@torch.inference_mode()
-def _foretold(lvm: LVM, tokens: torch.Tensor, last: int, batch: int) -> tuple[torch.Tensor, ...]:
-    """Of the ``last`` of tokens (B, T): the cross entropy in nats of each, whether it is the likeliest, and
-    the entropy there, (B, last) each.
-    """
-    found = []
-    for part in tokens.to(lvm.device).split(batch):
-        logits, truth = (
-            lvm.llama.lm_head(lvm.hidden(part[:, :-1])[:, -last:]).float(),
-            part[:, -last:].long(),
-        )  # (B, last, codes)
-        losses = torch.nn.functional.cross_entropy(logits.mT, truth, reduction="none")
-        entropies = torch.special.entr(logits.softmax(-1)).sum(-1)
-        found.append((losses.cpu(), (logits.argmax(-1) == truth).float().cpu(), entropies.cpu()))
-    return tuple(map(torch.cat, zip(*found, strict=True)))
-
-
-def answer_loss(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Of the last ``n`` of ``tokens`` (B, T), the true answers (see `encoded`): their cross entropy in nats a
-    token, and accuracy, each (B,).
-    """
-    losses, right, _ = _foretold(lvm, tokens, n, batch)
-    return losses.mean(1).numpy(), right.mean(1).numpy()
-
-
-def picture_losses(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 16) -> np.ndarray:
-    """Cross entropy in nats of every token of sentences (B, T) but those of the first picture, given all
-    before it: (B, T / n - 1, n).
-    """
-    losses, *_ = _foretold(lvm, tokens, tokens.shape[1] - n, batch)
-    return losses.unflatten(1, (-1, n)).numpy()
-
-
-def unsure(lvm: LVM, tokens: torch.Tensor, n: int, batch: int = 32) -> np.ndarray:
-    """How unsure a model is of each of the last ``n`` of ``tokens`` (B, T), the true ones before it given:
-    entropies in nats, (B, n).
-    """
-    return _foretold(lvm, tokens, n, batch)[2].numpy()
-
-
-def perplexities(losses: np.ndarray) -> dict[str, float]:
-    """`answer_loss` in both published measures: DeLVM's, exp of the mean over all tokens, and LVM's, the mean
-    over sentences of exp.
-    """
-    mean = losses.mean()
-    return {
-        "cross entropy": float(mean),
-        "perplexity (DeLVM)": float(np.exp(mean)),
-        "perplexity (LVM)": float(np.exp(losses).mean()),
-    }
-
-
-def picture(tokenizer: Tokenizer, tokens: torch.Tensor) -> np.ndarray:
-    """Answers (B, answers, N) as one picture each, their mean, uint8 (B, S, S, 3): of all pictures the
-    nearest to what the model expects.
-
-    One sampled label is crisper, but where it is wrong it is wholly wrong; the greedy one gives an edge that
-    many codes
-    could draw to the ground, which one code draws.
-    """
-    drawn = tokenizer.decode(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-    return to_uint8(drawn.mean(1))
-
-
-def draw(lvm: LVM, tokenizer: Tokenizer, sentences: list[Sentence], answers: int = ANSWERS) -> np.ndarray:
-    """`answer` as `picture`: uint8 (B, S, S, 3)."""
-    lvm.check_fits(tokenizer)
-    return picture(tokenizer, answer(lvm, encoded(tokenizer, sentences), tokenizer.tokens_per_image, answers))
-
-
-class Scorer:
-    """Scores answers to one job's prompts; ceiling, floors and landmarks are computed once for all models.
-
-    Args:
-        job: what is scored.
-        tokenizer: gives the ceiling; the prompts are drawn at its size.
-        sentences: other prompts than the job's own, of its task.
-    """
-
-    def __init__(self, job: Job, tokenizer: Tokenizer, sentences: list[Sentence] | None = None):
-        self.job, self.task, self.tokenizer = job, tasks.get(job.task), tokenizer
-        self.sentences = sentences or prompts(job, of_size(tokenizer.size))
-        self.queries, self.encodings = (
-            [s.pairs[-1] for s in self.sentences],
-            [s.encoding for s in self.sentences],
-        )
-        self.sources = np.array([q.source for q in self.queries])
-        labels, asked = (np.stack([getattr(q, which) for q in self.queries]) for which in ("label", "image"))
-        self.ceiling = self.scores(to_uint8(tokenizer.round_trip(from_uint8(labels))))
-        floors = self._without_model(self.task.floors)
-        if "query" in floors:
-            floors["query through tokenizer"] = to_uint8(tokenizer.round_trip(from_uint8(asked)))
-        self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
-        landmarks = self._without_model(self.task.landmarks)
-        self.landmarks = {name: self.scores(pictures) for name, pictures in landmarks.items()}
-
-    def _without_model(self, answers: Callable) -> dict[str, np.ndarray]:
-        """The task's floors or landmarks of all prompts, uint8 (B, S, S, 3) by name."""
-        found = [answers(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
-        return {name: np.stack([answer[name] for answer in found]) for name in found[0]}
-
-    @functools.cached_property
-    def tokens(self) -> torch.Tensor:
-        """The prompts and their true answers, (B, T)."""
-        return encoded(self.tokenizer, self.sentences)
-
-    def scores(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        return self.task.scores(pictures, self.queries, self.encodings)
-
-    def rows(self, scores: dict[str, np.ndarray], model: str, seconds: float) -> list[dict]:
-        """A row for each metric; the task's own comes first."""
-        return [self._row(name, values, model, seconds) for name, values in scores.items()]
-
-    def _row(self, metric: str, values: np.ndarray, model: str, seconds: float) -> dict:
-        floors = {name: float(f[metric].mean()) for name, f in self.floors.items()}
-        best = max(floors, key=floors.get)
-        ceiling, floor = self.ceiling[metric], self.floors[best][metric]
-        score, gain, room = resample([values, values - floor, ceiling - floor], self.sources)
-        low, high = np.percentile(score[1:], (2.5, 97.5))
-        # where the tokenizer carries less than the best floor has (SSIM of a blurred copy, say), there is no
-        # skill to speak of
-        skill, skill_low, skill_high = gain[:1] / room[:1], None, None
-        if room[0] > 0:
-            skill_low, skill_high = np.percentile((gain / np.where(room > 0, room, np.inf))[1:], (2.5, 97.5))
-        row = asdict(self.job) | {
-            "model": model,
-            "metric": metric,
-            "score": score[0],
-            "low": low,
-            "high": high,
-            "ceiling": ceiling.mean(),
-            "floors": floors,
-            "best_floor": best,
-            "landmarks": {name: float(found[metric].mean()) for name, found in self.landmarks.items()},
-            "skill": skill[0] if room[0] > 0 else None,
-            "skill_low": skill_low,
-            "skill_high": skill_high,
-            "prompts": len(values),
-            "sources": len(set(self.sources)),
-            "seconds": seconds,
-        }
-        return {k: round(float(v), 5) if isinstance(v, (float, np.floating)) else v for k, v in row.items()}
-
-
-def drawn(sources: np.ndarray, seed: int = 0) -> np.ndarray:
-    """How often each prompt counts, (1 + RESAMPLES, prompts): once first, then as often as its source is
-    drawn, with replacement.
-    """
-    names, inverse = np.unique(sources, return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), RESAMPLES
-    )
-    return np.vstack([np.ones(len(names), int), draws])[:, inverse]
-
-
-def resample(columns: list[np.ndarray], sources: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Means of each column, (columns, 1 + RESAMPLES): of all prompts first, then with sources drawn with
-    replacement.
-    """
-    counts = drawn(sources, seed)
-    return np.stack([(counts * column).sum(1) / np.maximum(counts.sum(1), 1) for column in columns])
+from lvmlab.world import of_size, tasks
+from lvmlab.world.sentences import Sentence
 
 
 def evaluate(
@@ -352,85 +38,219 @@ def evaluate(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> list[dict]:
-    """Every job for every model: rows as in the module's docstring. With ``folder`` each finished job is kept
-    there, and
-    a second call goes on where the first stopped. Raises ValueError where a model does not speak the
-    tokenizer's codes.
+    """Scores every model on every job.
+
+    Args:
+        models: Each by its name.
+        tokenizer: The one they were trained with.
+        jobs: `lvmlab.evaluation.prompts.plan` has all that are reported.
+        folder: Where finished jobs are stored; a second call resumes after them. None stores nothing.
+        progress: Whether a bar is shown.
+
+    Returns:
+        A row for each job, model and metric; see `Scorer.rows`.
+
+    Raises:
+        ValueError: A model does not fit the tokenizer.
     """
     for lvm in models.values():
         lvm.check_fits(tokenizer)
     rows, correct = [], {}
-    fingerprints = {name: lvm.fingerprint() for name, lvm in models.items()}
     bar = tqdm(total=len(jobs) * len(models), disable=not progress)
     for job in jobs:
-        scorer = None
+        scorer = None  # made for the first model that needs it
         for name, lvm in models.items():
             bar.set_postfix_str(
-                f"{name}: {job.task}, {job.setting}, {job.condition}, {job.examples} examples", refresh=True
+                f"{name}: {job.task}, {job.setting}, {job.condition}, {job.examples} examples"
             )
-            part = part_path(folder, name, fingerprints[name], tokenizer, job) if folder else None
-            if part and part.exists():
-                kept = json.loads(part.read_text(encoding="utf-8"))
-                rows += kept["rows"]
-                correct[name, job] = np.array(kept["scores"]) > 0.5 * kept["rows"][0]["ceiling"]
-                bar.update()
-                continue
-            scorer = scorer or Scorer(job, tokenizer)
-            started = time.perf_counter()
-            tokens = answer(lvm, scorer.tokens, tokenizer.tokens_per_image, job.answers)
-            scores = scorer.scores(picture(tokenizer, tokens))
-            found = scorer.rows(scores, name, time.perf_counter() - started)
-            own = scores[scorer.task.metric].round(4)
-            correct[name, job] = own > 0.5 * found[0]["ceiling"]
-            if job.condition == "conflicting":
-                found.append(_both_right(scorer, correct, lvm, tokenizer, name))
-            if part:
-                kept = {"rows": found, "tokens": tokens.tolist(), "scores": own.tolist()}
-                write_file(part, json.dumps(kept))
-            rows += found
+            path = part_path(folder, name, lvm.fingerprint(), tokenizer, job) if folder else None
+            if path and path.exists():
+                part = json.loads(path.read_text(encoding="utf-8"))
+            else:
+                scorer = scorer or Scorer(job, tokenizer)
+                part = _score(scorer, lvm, name, correct)
+                if path:
+                    write_file(path, json.dumps(part))
+            correct[name, job] = np.array(part["scores"]) > 0.5 * part["rows"][0]["ceiling"]
+            rows += part["rows"]
             bar.update()
     bar.close()
     return rows
 
 
-def _both_right(scorer: Scorer, correct: dict, lvm: LVM, tokenizer: Tokenizer, model: str) -> dict:
-    """The share of queries answered rightly (over half the ceiling) under both of two prompts that conflict.
+class Scorer:
+    """Scores answers to one job's sentences; ceiling, floors and landmarks are computed once for all models.
 
-    correct: of each prompt by (model, job); the prompts that this one swaps are answered here where it lacks
-        them.
+    Args:
+        job: What is asked.
+        tokenizer: Of the models.
+        asked: Other sentences of the job's task than its own.
     """
-    metric, straight = scorer.task.metric, replace(scorer.job, condition="right")
-    if (model, straight) not in correct:
-        asked = Scorer(straight, tokenizer)
-        correct[model, straight] = (
-            asked.scores(draw(lvm, tokenizer, asked.sentences, straight.answers))[metric]
-            > 0.5 * asked.ceiling[metric].mean()
-        )
-    both = (correct[model, scorer.job] & correct[model, straight]).astype(float)
-    (mean,) = resample([both], scorer.sources)
-    low, high = np.percentile(mean[1:], (2.5, 97.5))
-    return asdict(scorer.job) | {
-        "model": model,
-        "metric": "both right",
-        "score": round(float(mean[0]), 5),
-        "low": round(float(low), 5),
-        "high": round(float(high), 5),
-        "ceiling": 1.0,
-        "floors": {"one encoding only": 0.0},
-        "best_floor": "one encoding only",
-        "skill": round(float(mean[0]), 5),
-        "skill_low": round(float(low), 5),
-        "skill_high": round(float(high), 5),
-        "sources": len(set(scorer.sources)),
-        "seconds": 0.0,
-    }
+
+    def __init__(self, job: Job, tokenizer: Tokenizer, asked: list[Sentence] | None = None):
+        self.job, self.task, self.tokenizer = job, tasks.get(job.task), tokenizer
+        self.sentences = asked or sentences(job, of_size(tokenizer.size))
+        self.queries = [s.pairs[-1] for s in self.sentences]
+        self.encodings = [s.encoding for s in self.sentences]
+        self.sources = np.array([query.source for query in self.queries])
+
+        # answers without a model, uint8 (B, S, S, 3) by name
+        floors = self._without_model(self.task.floors)
+        landmarks = self._without_model(self.task.landmarks)
+        if "query" in floors:
+            floors["query through tokenizer"] = self._round_trip([query.image for query in self.queries])
+        ceiling = self._round_trip([query.label for query in self.queries])
+
+        self.ceiling = self.scores(ceiling)
+        self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
+        self.landmarks = {name: self.scores(pictures) for name, pictures in landmarks.items()}
+
+    @functools.cached_property
+    def tokens(self) -> Tensor:
+        """The sentences with their true answers, (B, T)."""
+        return encode_sentences(self.tokenizer, self.sentences)
+
+    def answer(self, lvm: LVM) -> Tensor:
+        """A model's answers as they are scored: tokens (B, answers, N)."""
+        n = self.tokenizer.tokens_per_image
+        return torch.cat([*answer_tokens(lvm, self.tokens, n, self.job.answers)])
+
+    def scores(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """Each metric of answers uint8 (B, S, S, 3): (B,); the task's own metric comes first."""
+        return self.task.scores(pictures, self.queries, self.encodings)
+
+    def rows(self, scores: dict[str, np.ndarray], model: str, seconds: float) -> list[dict]:
+        """A row for each metric: the job's fields, the model, score, ceiling, floors, landmarks and skill."""
+        return [self._row(metric, values, model, seconds) for metric, values in scores.items()]
+
+    def _row(self, metric: str, values: np.ndarray, model: str, seconds: float) -> dict:
+        floors = {name: float(scores[metric].mean()) for name, scores in self.floors.items()}
+        best = max(floors, key=floors.get)
+        ceiling, floor = self.ceiling[metric], self.floors[best][metric]
+        row = asdict(self.job) | {"model": model, "metric": metric}
+        row |= skill(values, floor, ceiling, self.sources)
+        row |= {
+            "ceiling": ceiling.mean(),
+            "floors": floors,
+            "best_floor": best,
+            "landmarks": {name: float(scores[metric].mean()) for name, scores in self.landmarks.items()},
+            "prompts": len(values),
+            "sources": len(set(self.sources)),
+            "seconds": seconds,
+        }
+        return {k: round(float(v), 5) if isinstance(v, (float, np.floating)) else v for k, v in row.items()}
+
+    def _without_model(self, answers: Callable) -> dict[str, np.ndarray]:
+        each = [answers(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
+        return {name: np.stack([answer[name] for answer in each]) for name in each[0]}
+
+    def _round_trip(self, pictures: list[np.ndarray]) -> np.ndarray:
+        return to_uint8(self.tokenizer.round_trip(from_uint8(np.stack(pictures))))
+
+
+def answer_pictures(
+    lvm: LVM, tokenizer: Tokenizer, asked: list[Sentence], answers: int = ANSWERS, batch: int = 50
+) -> np.ndarray:
+    """Answers to sentences as they are scored: the mean of sampled pictures, uint8 (B, S, S, 3)."""
+    means = []
+    for first in range(0, len(asked), batch):
+        prompts = [to_prompt(s) for s in asked[first : first + batch]]
+        completion = complete(lvm, tokenizer, prompts, **sampling(answers, seed=first))
+        means.append(completion.images[:, :, 0].mean(1))  # (batch, answers, 1, 3, S, S) -> (batch, 3, S, S)
+    return to_uint8(torch.cat(means))
+
+
+def answer_tokens(
+    lvm: LVM, tokens: Tensor, n: int, answers: int = ANSWERS, batch: int = 50, constrained: bool = False
+) -> Iterator[Tensor]:
+    """Answers to encoded sentences, a batch of prompts at a time; the iteration may stop anywhere.
+
+    Args:
+        lvm: The model.
+        tokens: (B, T), the last n of each sentence in place of the answer; they are not read.
+        n: Tokens of an answer.
+        answers: So many are sampled, from a fixed seed; 1 is the greedy one.
+        batch: Prompts that are answered together.
+        constrained: Whether answers are restricted to the ids in each prompt's own labels.
+
+    Yields:
+        (batch, answers, n).
+    """
+    for i, part in enumerate(tokens[:, :-n].split(batch)):
+        allowed = label_ids(part, n) if constrained else None
+        yield complete_tokens(lvm, part, n, allowed=allowed, **sampling(answers, seed=i * batch)).tokens
+
+
+def sampling(answers: int = ANSWERS, seed: int = 0) -> dict:
+    """The options of `lvmlab.model.prompting.complete` by which answers are scored."""
+    if answers == 1:
+        return {}
+    return {"sample": True, "generator": torch.Generator().manual_seed(seed), "answers": answers}
+
+
+def mean_pictures(tokenizer: Tokenizer, tokens: Tensor) -> np.ndarray:
+    """The mean picture of answers (B, answers, N), uint8 (B, S, S, 3): the nearest to what the model expects.
+
+    One sampled label is crisper, but where it is wrong it is wrong everywhere. The greedy one paints an edge
+    that many codes could draw as background, which one code draws.
+    """
+    pictures = tokenizer.decode(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+    return to_uint8(pictures.mean(1))
 
 
 def part_path(folder: str | Path, model: str, fingerprint: str, tokenizer: Tokenizer, job: Job) -> Path:
-    """Where a finished job is kept: {"rows", "tokens" (answers to each prompt), "scores" (the task's metric,
-    one a prompt)}.
+    """Where a finished job is stored.
+
+    The file holds {"rows", "tokens" (the answers to each prompt), "scores" (the task's metric, one a
+    prompt)}.
     """
-    key = hashlib.sha256(
-        json.dumps([model, fingerprint, tokenizer.fingerprint, asdict(job)]).encode()
-    ).hexdigest()[:16]
-    return Path(folder) / "parts" / f"{key}.json"
+    text = json.dumps([model, fingerprint, tokenizer.fingerprint, asdict(job)])
+    return Path(folder) / "parts" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _score(scorer: Scorer, lvm: LVM, name: str, correct: dict) -> dict:
+    """The part of one model and job; see `part_path`. correct: of each prompt, by (model, job)."""
+    started = time.perf_counter()
+    tokens = scorer.answer(lvm)
+    scores = scorer.scores(mean_pictures(scorer.tokenizer, tokens))
+    rows = scorer.rows(scores, name, time.perf_counter() - started)
+    own = scores[scorer.task.metric].round(4)
+    if scorer.job.condition == "conflicting":
+        rows.append(_both_right(scorer, own > 0.5 * rows[0]["ceiling"], correct, lvm, name))
+    return {"rows": rows, "tokens": tokens.tolist(), "scores": own.tolist()}
+
+
+def _both_right(scorer: Scorer, swapped: np.ndarray, correct: dict, lvm: LVM, model: str) -> dict:
+    """The share of queries answered correctly (over half the ceiling) under both of two conflicting prompts.
+
+    Args:
+        scorer: Of the swapped prompts.
+        swapped: (B,) bool, of the answers to them.
+        correct: (B,) bool of other jobs, by (model, job); where the prompts as they were are not among them,
+            they are answered here.
+        lvm: The model.
+        model: Its name.
+    """
+    metric, straight = scorer.task.metric, replace(scorer.job, condition="right")
+    if (model, straight) not in correct:
+        other = Scorer(straight, scorer.tokenizer)
+        scores = other.scores(mean_pictures(scorer.tokenizer, other.answer(lvm)))
+        correct[model, straight] = scores[metric] > 0.5 * other.ceiling[metric].mean()
+    both = (swapped & correct[model, straight]).astype(float)
+    (means,) = resample([both], scorer.sources)
+    mean, low, high = (round(float(value), 5) for value in (means[0], *interval(means)))
+    return asdict(scorer.job) | {
+        "model": model,
+        "metric": "both right",
+        "score": mean,
+        "low": low,
+        "high": high,
+        "ceiling": 1.0,
+        "floors": {"one encoding only": 0.0},
+        "best_floor": "one encoding only",
+        "skill": mean,
+        "skill_low": low,
+        "skill_high": high,
+        "sources": len(set(scorer.sources)),
+        "seconds": 0.0,
+    }

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab.evaluation.scoring import Job, Scorer, draw
-from lvmlab.evaluation.scoring import prompts as prompts_of
+from lvmlab.evaluation.prompts import Job, sentences
+from lvmlab.evaluation.scoring import Scorer, answer_pictures
 from lvmlab.lab import frames
 from lvmlab.lab.plots.prompts import sheet
 from lvmlab.model.lvm import LVM
@@ -42,7 +42,7 @@ def run_demo(
         scorer = Scorer(Job(name, prompts=prompts), tokenizer)
         drawn = [{} for _ in scorer.sentences]
         for model, lvm in models.items():
-            pictures = draw(lvm, tokenizer, scorer.sentences)
+            pictures = answer_pictures(lvm, tokenizer, scorer.sentences)
             rows += scorer.rows(scorer.scores(pictures), model, 0.0)
             for place, picture in zip(drawn, pictures, strict=True):
                 place[model.removeprefix("mini-")] = picture
@@ -60,7 +60,7 @@ def run_demo(
 def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: Path) -> None:
     """The user's picture after the examples of segmentation's first test prompt, as each model answers it."""
     asked = ask_yours(path, tokenizer)
-    answers = {name: draw(lvm, tokenizer, [asked])[0] for name, lvm in models.items()}
+    answers = {name: answer_pictures(lvm, tokenizer, [asked])[0] for name, lvm in models.items()}
     with atomic(out) as temporary:
         sheet([("your picture (no truth is known)", [asked], [answers])], columns=1, scale=2).save(
             temporary, format="png"
@@ -71,7 +71,7 @@ def yours(path: str | Path, models: dict[str, LVM], tokenizer: Tokenizer, out: P
 def ask_yours(path: str | Path, tokenizer: Tokenizer, task: str = "segmentation", index: int = 0) -> Sentence:
     """A picture file after the examples of a test prompt; its truth, which nobody knows, is left white."""
     picture = images.to_uint8(images.load(path, tokenizer.size))
-    prompt = prompts_of(Job(task, prompts=index + 1), of_size(tokenizer.size))[index]
+    prompt = sentences(Job(task, prompts=index + 1), of_size(tokenizer.size))[index]
     return Sentence(
         prompt.task, prompt.encoding, [*prompt.pairs[:-1], Pair(picture, np.full_like(picture, 255))]
     )

@@ -84,10 +84,6 @@ class KVCache:
         own = torch.eye(answers, dtype=torch.bool, device=ids.device).repeat(1, steps)  # (A, steps * A)
         return torch.cat([own.new_ones(answers, self.prompt_length), own], 1).expand(rows, 1, -1, -1)
 
-    def rewind(self) -> None:
-        """Drops everything after the prompt."""
-        self.length = self.prompt_length
-
 
 class HFDecoder:
     """Decodes with the model's own forward: any causal model of `transformers`."""
@@ -138,7 +134,7 @@ class FusedDecoder(HFDecoder):
 
     def __init__(self, lvm: LVM):
         super().__init__(lvm)
-        model, config, device = lvm.llama.model, lvm.config, lvm.device
+        model, config, device = lvm.llama.model, lvm.config, self.head.device
         if device.type == "cpu":  # its attention in bf16 takes several times as long for one query
             self.cache_dtype = torch.float32
         self.n_heads = config.num_attention_heads

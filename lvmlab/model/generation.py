@@ -123,7 +123,7 @@ class Prefilled:
                 f"n={n}, answers={answers}: there is room for {self.answers} answers of "
                 f"{self.max_new_tokens} tokens; make another Prefilled"
             )
-        self.cache.rewind()
+        self.cache.length = self.cache.prompt_length  # earlier answers are dropped
         disallowed = None if allowed is None else disallowed_mask(allowed, self.lvm)
         logits = self.logits.expand(-1, answers, -1)  # (B, answers, codes)
         for i in range(n):
@@ -266,16 +266,7 @@ def check_prompt(lvm: LVM, tokens: Tensor, n: int) -> None:
     lvm.check_tokens(tokens)
     if not _is_integer(n):
         raise ValueError(f"n={n!r}: give an integer of at least 1")
-    check_room(lvm, tokens.shape[1], n, f"{tokens.shape[1]} tokens and {n} to come")
-
-
-def check_room(lvm: LVM, length: int, n: int, what: str) -> None:
-    """Raises ValueError, naming ``what``, where n tokens after ``length`` go beyond the context."""
-    if length + n > lvm.max_seq_len:
-        raise ValueError(
-            f"{what}: {length + n} tokens, more than the model's context of {lvm.max_seq_len}; give fewer "
-            f"examples or ask for fewer pictures"
-        )
+    lvm.check_room(tokens.shape[1], n, f"{tokens.shape[1]} tokens and {n} to come")
 
 
 def _is_integer(value: object) -> bool:

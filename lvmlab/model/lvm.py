@@ -233,6 +233,14 @@ class LVM(nn.Module):
                 f"{self.max_seq_len}: give fewer pictures or a model of a longer context"
             )
 
+    def check_room(self, length: int, n: int, what: str) -> None:
+        """Raises ValueError, naming ``what``, where n tokens after ``length`` go beyond the context."""
+        if length + n > self.max_seq_len:
+            raise ValueError(
+                f"{what}: {length + n} tokens, more than the model's context of {self.max_seq_len}; give fewer "
+                f"examples or ask for fewer pictures"
+            )
+
     def _check_targets(self, inputs: Tensor, targets: Tensor) -> None:
         self.check_tokens(targets)
         if targets.shape != inputs.shape or targets.shape[1] < 2:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lvmlab.model.generation import AnswerTokens, Sampling, answer, check_room
+from lvmlab.model.generation import AnswerTokens, Sampling, answer
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images as pictures_of
@@ -122,19 +122,19 @@ def complete(
             are of another size or too long.
     """
     prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    sampling = Sampling(**sampling)
-    lvm.check_fits(tokenizer)
     _check_prompts(tokenizer, prompts)
     if images < 1 or batch < 1:
         raise ValueError(f"images={images!r}, batch={batch!r}: give at least 1 of each")
     groups = _by_length(prompts)
+    sampling = Sampling(**sampling)
+    lvm.check_fits(tokenizer)
     n = images * tokenizer.tokens_per_image
     for examples in groups:
         pictures = (
             f"{images} answered picture{'s' * (images > 1)} of {tokenizer.tokens_per_image} tokens each"
         )
         length = (2 * examples + 1) * tokenizer.tokens_per_image
-        check_room(lvm, length, n, f"{examples} examples, a query and {pictures}")
+        lvm.check_room(length, n, f"{examples} examples, a query and {pictures}")
 
     # one length at a time
     order, parts = [], []

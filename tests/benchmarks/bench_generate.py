@@ -8,7 +8,8 @@ import torch
 from bench_rows import Row, entry, interleaved, median, rates, synchronise
 from torch import Tensor
 
-from lvmlab.evaluation.scoring import Job, Scorer, answer, picture
+from lvmlab.evaluation.prompts import Job
+from lvmlab.evaluation.scoring import Scorer, answer_tokens, mean_pictures
 from lvmlab.model.generation import Prefilled, complete_tokens
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
@@ -230,7 +231,13 @@ def constrained():
         scorer = Scorer(Job(task, prompts=50, split="val"), tokenizer)
         skills = [
             scorer.rows(
-                scorer.scores(picture(tokenizer, answer(lvm, scorer.tokens, N, constrained=c))), "", 0.0
+                scorer.scores(
+                    mean_pictures(
+                        tokenizer, torch.cat([*answer_tokens(lvm, scorer.tokens, N, constrained=c)])
+                    )
+                ),
+                "",
+                0.0,
             )[0]
             for c in (True, False)
         ]

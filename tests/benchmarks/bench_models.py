@@ -12,7 +12,8 @@ from bench_rows import Row, entry, interleaved, median, rates, synchronise
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvmlab.evaluation.scoring import Job, Scorer, answer, encoded, picture
+from lvmlab.evaluation.prompts import Job, encode_sentences
+from lvmlab.evaluation.scoring import Scorer, answer_tokens, mean_pictures
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.generation import complete_tokens
 from lvmlab.model.loss import cross_entropy
@@ -152,7 +153,9 @@ def skill(name: str, model: str, tokenizer: Tokenizer) -> Row:
     scorer = Scorer(Job("segmentation", prompts=PROMPTS, split="val"), fp32)
     skills = {}
     for which, speaker in (("auto", tokenizer), ("fp32", fp32)):
-        pictures = picture(fp32, answer(lvm, encoded(speaker, scorer.sentences), speaker.tokens_per_image))
+        tokens = encode_sentences(speaker, scorer.sentences)
+        answers = torch.cat([*answer_tokens(lvm, tokens, speaker.tokens_per_image)])
+        pictures = mean_pictures(fp32, answers)
         skills[which] = scorer.rows(scorer.scores(pictures), model, 0.0)[0]["skill"]
     ours, theirs = (float("nan") if v is None else v for v in skills.values())
     what = (

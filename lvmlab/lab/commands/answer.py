@@ -151,7 +151,7 @@ def evaluate(
     for name in models:
         check_model(name)
 
-    from lvmlab.evaluation.scoring import ANSWERS, Job, plan
+    from lvmlab.evaluation.prompts import ANSWERS, Job, plan
     from lvmlab.evaluation.scoring import evaluate as score
     from lvmlab.lab import frames, runs
     from lvmlab.lab.plots.gallery import gallery

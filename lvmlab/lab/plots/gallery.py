@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lvmlab.evaluation.scoring import Job, part_path, picture, prompts
+from lvmlab.evaluation.prompts import Job, sentences
+from lvmlab.evaluation.scoring import mean_pictures, part_path
 from lvmlab.lab.plots.prompts import sheet
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
@@ -40,9 +41,9 @@ def gallery(
             raise FileNotFoundError(
                 f"{folder} holds no answers of {name} to {job.task}: run `lvmlab evaluate` first"
             )
-        part, asked = json.loads(path.read_text(encoding="utf-8")), prompts(job)
+        part, asked = json.loads(path.read_text(encoding="utf-8")), sentences(job)
         chosen = worst(np.array(part["scores"]), [s.pairs[-1].source for s in asked], count)
-        answers = picture(tokenizer, torch.tensor([part["tokens"][i] for i in chosen]))
+        answers = mean_pictures(tokenizer, torch.tensor([part["tokens"][i] for i in chosen]))
         metric = part["rows"][0]["metric"]
         scored = ", ".join(f"{part['scores'][i]:.2f}" for i in chosen)
         blocks.append(

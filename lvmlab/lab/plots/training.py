@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lvmlab.evaluation.scoring import resample
+from lvmlab.evaluation.statistics import resample
 from lvmlab.lab.plots.axes import COLOURS, subplots
 from lvmlab.lab.studies.scaling import law, predicted
 

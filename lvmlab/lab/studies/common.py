@@ -13,7 +13,9 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from lvmlab.evaluation import scoring as evaluate
+from lvmlab.evaluation.perplexity import answer_loss, perplexities
+from lvmlab.evaluation.prompts import Job
+from lvmlab.evaluation.scoring import Scorer, mean_pictures
 from lvmlab.lab import frames, runs
 from lvmlab.model.config import LVMConfig
 from lvmlab.model.lvm import LVM
@@ -21,7 +23,7 @@ from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.files import write_file
 
 MICRO = LVMConfig(128, 4, 2, 344, attention_bias=True)  # 1.05M parameters: what most studies train
-Scorers = dict[str, evaluate.Scorer]
+Scorers = dict[str, Scorer]
 
 
 def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParser:
@@ -85,17 +87,13 @@ def kept(path: Path, compute: Callable[[], dict]) -> dict:
 
 def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer) -> Scorers:
     """The first prompts of each task, after three examples."""
-    return {
-        task: evaluate.Scorer(evaluate.Job(task, prompts=prompts, split=split), tokenizer) for task in tasks
-    }
+    return {task: Scorer(Job(task, prompts=prompts, split=split), tokenizer) for task in tasks}
 
 
 def losses(lvm: LVM, asked: Scorers, first: int | None = None) -> dict[str, float]:
     """Cross entropy of the answers to the ``first`` prompts (None: all), nats a token: a point of a curve."""
     return {
-        task: float(
-            evaluate.answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens_per_image)[0].mean()
-        )
+        task: float(answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens_per_image)[0].mean())
         for task, scorer in asked.items()
     }
 
@@ -107,14 +105,14 @@ def scored(lvm: LVM, asked: Scorers, *, name: str = "", shown: int = 0) -> dict:
     scores, final, answers = [], {}, {}
     for task, scorer in asked.items():
         tokenizer = scorer.tokenizer
-        tokens = evaluate.answer(lvm, scorer.tokens, tokenizer.tokens_per_image)
+        tokens = scorer.answer(lvm)
         answers[task] = tokens[:shown].tolist()
-        row = scorer.rows(scorer.scores(evaluate.picture(tokenizer, tokens)), name, 0.0)[0]
+        row = scorer.rows(scorer.scores(mean_pictures(tokenizer, tokens)), name, 0.0)[0]
         scores.append(
             {k: row[k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")}
         )
-        cost, right = evaluate.answer_loss(lvm, scorer.tokens, tokenizer.tokens_per_image)
-        final[task] = evaluate.perplexities(cost) | {"accuracy": float(right.mean())}
+        cost, right = answer_loss(lvm, scorer.tokens, tokenizer.tokens_per_image)
+        final[task] = perplexities(cost) | {"accuracy": float(right.mean())}
     return {"scores": scores, "losses": final, "answers": answers}
 
 
@@ -152,7 +150,7 @@ def table(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
 
 def answers(record: dict, task: str) -> torch.Tensor:
     """The first seed's answers to the first prompts: tokens (shown, answers, N), as
-    `lvmlab.evaluation.scoring.picture` draws them.
+    `lvmlab.evaluation.scoring.mean_pictures` draws them.
     """
     return torch.tensor(record["result"][0]["answers"][task])
 

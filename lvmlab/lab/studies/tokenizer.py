@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lvmlab.data.picture_pool import render_pool
-from lvmlab.evaluation import scoring as evaluate
+from lvmlab.evaluation.statistics import resample
 from lvmlab.lab import runs
 from lvmlab.lab.studies.common import across_seeds
 from lvmlab.tokenizer.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> list[d
 
 
 def _row(kind: str, code: str, metric: str, values: np.ndarray, sources: list[str]) -> dict:
-    means = evaluate.resample([values], np.array(sources))[0]
+    means = resample([values], np.array(sources))[0]
     low, high = np.percentile(means[1:], (2.5, 97.5))
     return {
         "kind": kind,

@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from lvmlab.evaluation.inspection import alternatives, attention
-from lvmlab.evaluation.scoring import Job, Scorer, encoded
+from lvmlab.evaluation.prompts import Job, to_prompt
+from lvmlab.evaluation.scoring import Scorer
 from lvmlab.evaluation.sensitivity import recoloured
 from lvmlab.model.generation import Prefilled, Sampling, Step, check_prompt, label_ids
 from lvmlab.model.lvm import LVM
 from lvmlab.model.pretrained import shipped
+from lvmlab.model.prompting import encode_prompts
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import images
 from lvmlab.utils.device import describe
@@ -80,7 +82,7 @@ class Session:
         return lvm
 
     def draw(self, task: str = "segmentation", index: int = 0, examples: int = 3) -> None:
-        """Prompt ``index`` of a task in the val split of mini-world, as `lvmlab.evaluation.scoring.prompts`
+        """Prompt ``index`` of a task in the val split of mini-world, as `lvmlab.evaluation.prompts.sentences`
         has it.
         """
         if index < 0 or not 1 <= examples < PAIRS:
@@ -95,7 +97,7 @@ class Session:
 
     def set(self, asked: Sentence, known: bool) -> None:
         """Another prompt, and whether its last label is the query's truth; what was answered before is gone."""
-        self.tokens = encoded(self.tokenizer, [asked])[:, : -self.n]  # (1, T)
+        self.tokens = encode_prompts(self.tokenizer, [to_prompt(asked)])  # (1, T)
         self.asked, self.known, self.found, self.first, self._ready = asked, known, None, None, (None, None)
 
     def arrange(self, order: Sequence[int], swapped: Sequence[int] = ()) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from traitlets import Dict
 
 from lvmlab.evaluation import sensitivity
-from lvmlab.evaluation.scoring import Job
+from lvmlab.evaluation.prompts import Job
 from lvmlab.lab.studio.session import SPLIT, Answer, Session, png
 from lvmlab.world import tasks
 
