@@ -3,8 +3,11 @@ teacher.
 """
 
 import json
+import os
+import resource
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +24,10 @@ from lvmlab.model.loss import cross_entropy
 from lvmlab.model.lvm import LVM
 from lvmlab.training.export import load_lvm
 from lvmlab.training.loop import TrainConfig
+from lvmlab.training.lvm import check_tokenizers
 from lvmlab.training.recipe import LVMRecipe
 from lvmlab.training.sampler import SentenceSampler
+from lvmlab.utils.locks import FolderInUse, hold
 
 M, CODES, WIDTH = 12, 40, 8
 SMALL = replace(LVM_PRESETS["tiny"], vocab_size=64, attention_bias=True)
@@ -255,6 +260,25 @@ def test_a_cache_says_what_the_teacher_says_and_goes_on_where_it_was_stopped(fro
     assert (np.load(where / "first.npy") == kept).all()
 
 
+def test_a_full_disk_ends_the_cache_with_an_error_and_the_rest_follows(frozen, tmp_path):
+    root, lvm = frozen
+    shutil.copytree(root / "list", tmp_path / "list", ignore=shutil.ignore_patterns("teacher-*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, hard))  # writing fails after so many bytes
+    try:
+        with pytest.raises(OSError):
+            write_cache(tmp_path / "list", lvm, batch=3, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    name = f"teacher-{lvm.fingerprint()}"
+    with hold(tmp_path / "list" / name), pytest.raises(FolderInUse, match=rf"process {os.getpid()} on"):
+        write_cache(tmp_path / "list", lvm, batch=3, progress=False)
+    write_cache(tmp_path / "list", lvm, batch=3, progress=False)
+    for part in ("first", "second"):
+        arrays = [np.load(where / "list" / name / f"{part}.npy") for where in (root, tmp_path)]
+        assert (arrays[0] == arrays[1]).all()
+
+
 def test_large_codebooks_keep_the_likeliest_codes_and_the_mass_of_the_rest(frozen, tmp_path, monkeypatch):
     root, lvm = frozen
     monkeypatch.setattr(cache, "ALL_CODES", 32)
@@ -313,3 +337,5 @@ def test_a_teacher_of_another_tokenizer_is_refused_before_any_work(frozen, tmp_p
     with pytest.raises(ValueError, match=f"the model was trained on the tokens of tokenizer {'f' * 16}"):
         fit_lvm(root / "store", tmp_path / "start", start=other, config=CONFIG, recipe=RECIPE)
     assert not list(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match=f"the teacher does not say .* the sentences are of {TOKENIZER}"):
+        check_tokenizers(LVM.from_shape(SMALL), SimpleNamespace(tokenizer=TOKENIZER), lvm)

@@ -6,6 +6,7 @@ A sweep over students, weights and temperatures then runs the teacher once. A li
 probability of all others.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -118,9 +119,7 @@ class FrozenSentences:
         return np.array([orders[place // len(self.tasks)][place % len(self.tasks)] for place in places])
 
     def __call__(self, step: int, part: int, parts: int) -> dict:
-        """{tokens, inputs, weights (B, T), tasks, rows; with a cache predictions} of one of a step's
-        parts.
-        """
+        """{tokens, inputs, weights (B, T), tasks, rows, predictions of the cache} of a part of a step."""
         rows = self.rows(step)[part::parts]
         batch = {
             name: torch.from_numpy(array[rows].astype(np.float32 if name == "weights" else np.int64))
@@ -173,8 +172,9 @@ def write_cache(
         The teacher's fingerprint.
 
     Raises:
-        ValueError: The cache was begun with another ``top``.
+        ValueError: The cache was begun with another ``top``, or is damaged.
         OSError: The disk is full; what is complete stays.
+        FolderInUse: Another process writes it.
     """
     folder, fingerprint = Path(folder), teacher.fingerprint()
     top = (None if teacher.vocab_size <= ALL_CODES else TOP) if top is None else top
@@ -186,12 +186,13 @@ def write_cache(
         if top
         else [((*shape, teacher.vocab_size), np.uint8), ((*shape, 1), np.float32)]
     )
-    with hold(where):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold(where))
         meta = _read(where / "cache.json") if (where / "cache.json").is_file() else {"done": 0, "top": top}
         if meta["top"] != top:
             raise ValueError(f"{where} was begun with top={meta['top']}: give that, or remove the folder")
         files = [
-            _Rows(where / f"{name}.npy", *kind, meta["done"])
+            stack.enter_context(contextlib.closing(_Rows(where / f"{name}.npy", *kind, meta["done"])))
             for name, kind in zip(("first", "second"), kinds, strict=True)
         ]
         bar = tqdm(range(meta["done"], count, batch), desc="teacher", disable=not progress)
@@ -202,12 +203,8 @@ def write_cache(
             for file, values in zip(files, vars(packed).values(), strict=True):
                 file.append(values.cpu().numpy())
             if number % 32 == 0 or start + batch >= count:
-                for file in files:
-                    file.flush()
                 done = min(start + batch, count)
                 write_file(where / "cache.json", json.dumps({"done": done, "top": top}))
-        for file in files:
-            file.close()
     return fingerprint
 
 
@@ -220,17 +217,22 @@ class _Rows:
             with open(path, "wb") as file:
                 header = {"descr": self.kind.str, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-        self.file = open(path, "r+b")  # noqa: SIM115
+        # unbuffered: nothing of a failed write may reach the file later
+        self.file = open(path, "r+b", buffering=0)  # noqa: SIM115
         np.lib.format.read_magic(self.file)
         np.lib.format.read_array_header_1_0(self.file)
-        self.file.seek(self.file.tell() + done * int(np.prod(shape[1:])) * self.kind.itemsize)
+        end = self.file.tell() + done * int(np.prod(shape[1:])) * self.kind.itemsize
+        if path.stat().st_size < end:
+            raise ValueError(
+                f"{path} is shorter than the {done} sentences it should hold: remove {path.parent}"
+            )
+        self.file.seek(end)
         self.file.truncate()
 
     def append(self, rows: np.ndarray) -> None:
-        self.file.write(rows.astype(self.kind).tobytes())
-
-    def flush(self) -> None:
-        self.file.flush()
+        data = memoryview(rows.astype(self.kind).tobytes())
+        while data:
+            data = data[self.file.write(data) :]
 
     def close(self) -> None:
         self.file.close()

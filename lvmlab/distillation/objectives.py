@@ -126,9 +126,7 @@ class Distillation:
         )
 
     def __call__(self, student_logits: Tensor, teacher_log_probs: Tensor) -> Tensor:
-        """The divergence of each token, (M,), 0 where the teacher is less confident than
-        ``min_confidence``.
-        """
+        """The divergence of each token (M,), 0 where the teacher is not confident enough."""
         if callable(self.divergence):
             nats = self.divergence(student_logits, teacher_log_probs)
         else:

@@ -259,9 +259,7 @@ def _crop(picture: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 
 def load_patchlm(folder: str | Path) -> PatchLM:
-    """The model of a pre-training's latest checkpoint, on the CPU, or what `PatchLM.from_pretrained`
-    loads.
-    """
+    """The model of a pre-training's checkpoint, on the CPU, or what `PatchLM.from_pretrained` loads."""
     if not (Path(folder) / CHECKPOINT).is_file():
         return PatchLM.from_pretrained(folder, device="cpu")
     checkpoint = load_checkpoint(folder)

@@ -1,9 +1,8 @@
 """Checkpoints of a training: complete or not there, and with a digest of what they hold.
 
 A checkpoint holds model, optimiser, step, random state and the training's identity (all that decides its
-outcome).
-It resumes the same training alone: another configuration, flipped bytes, values that are not finite and steps
-beyond the last are refused by name. The log beside it has one JSON record a line.
+outcome). It resumes the same training alone: another configuration, flipped bytes, values that are not finite
+and steps beyond the last are refused by name. The log beside it has one JSON record a line.
 """
 
 import contextlib

@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 
 from lvmlab.training.checkpoints import LOG, TrainingError, records, resume, save, start_log
 from lvmlab.training.interrupts import Interrupts
+from lvmlab.training.meter import Meter
 from lvmlab.training.muon import Muon
 from lvmlab.utils.checks import check_fields
-from lvmlab.utils.device import PRECISIONS, default_device, describe, precision
+from lvmlab.utils.device import PRECISIONS, default_device, precision
 from lvmlab.utils.locks import hold
 
 OPTIMIZERS = ("adamw", "muon")
@@ -182,7 +183,7 @@ def train(
 
         accelerator.init_trackers("tracked")
         wrapped.train()
-        meter = _Meter(log)
+        meter = Meter(log)
         shown = progress and accelerator.is_main_process
         bar = stack.enter_context(tqdm(total=config.steps, initial=first, disable=not shown, mininterval=1.0))
         interrupts = stack.enter_context(Interrupts())
@@ -193,7 +194,9 @@ def train(
             metrics = _forward_backward(wrapped, feed, loss, config, accelerator, bf16)
             if not math.isfinite(metrics["loss"]):
                 raise _diverged(metrics, step, config, folder, batch_sources)
-            metrics, ends = _agreed(accelerator, metrics, meter.ends(budget_s, config, interrupts.signal))
+            metrics, ends = _agreed(
+                accelerator, metrics, meter.ends(budget_s, config.save_seconds, interrupts.signal)
+            )
             if config.clip:
                 metrics["norm"] = float(accelerator.clip_grad_norm_(wrapped.parameters(), config.clip))
             for optimizer in optimizers:
@@ -308,47 +311,6 @@ def _write(record: dict, folder: Path, accelerator: Accelerator) -> None:
             file.write(json.dumps(record) + "\n")
     numbers = {k: v for k, v in record.items() if isinstance(v, float)}
     accelerator.log(numbers, step=record["step"])
-
-
-class _Meter:
-    """What the steps since the last record took, and what is due by the clock."""
-
-    def __init__(self, log: list[dict]):
-        self.before = log[-1]["seconds"] if log else 0.0
-        self.start = self.saved = time.perf_counter()
-        self.records = 0
-        self.restart()
-
-    def restart(self) -> None:
-        self.mark, self.items, self.losses = time.perf_counter(), 0, []
-
-    def add(self, loss: float, items: float) -> None:
-        self.losses.append(loss)
-        self.items += int(items)
-
-    def ends(self, budget_s: float | None, config: TrainConfig, signal: int) -> dict[str, int]:
-        """Whether the budget is spent and a checkpoint due, and the signal that asks to stop (0: none)."""
-        now = time.perf_counter()
-        return {
-            "budget": int(budget_s is not None and now - self.start > budget_s),
-            "saving": int(now - self.saved > config.save_seconds),
-            "signal": signal,
-        }
-
-    def record(self, step: int, metrics: dict[str, float], lr: float, device: torch.device) -> dict:
-        now = time.perf_counter()
-        record = {
-            "step": step,
-            **{name: round(value, 6) for name, value in metrics.items()},
-            "mean_loss": round(sum(self.losses) / len(self.losses), 6),  # one batch's loss is noisy
-            "lr": lr,
-            "items_per_second": round(self.items / max(now - self.mark, 1e-9), 1),
-            "seconds": round(self.before + now - self.start, 1),
-        }
-        if not self.records:  # the first record of this call
-            record["device"] = describe(device)
-        self.records += 1
-        return record
 
 
 def make_optimizers(

@@ -59,8 +59,7 @@ def train_lvm(
 
     Returns:
         The log: records of `lvmlab.training.loop.train`, with "shares", the tasks' shares of the sentences
-            since the
-        last record.
+        since the last record.
 
     Raises:
         ValueError: Model, sentences and teacher do not fit each other; the message says what to give.

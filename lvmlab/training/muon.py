@@ -1,10 +1,8 @@
-"""Muon (arXiv 2502.16982): momentum, orthogonalised by Newton-Schulz iterations, for the matrices between
-hidden activations.
+"""Muon (arXiv 2502.16982): momentum, orthogonalised by Newton-Schulz iterations, for hidden matrices.
 
-`torch.optim.Muon` iterates in bf16 whatever the machine, one matrix at a time: on a CPU without bf16 units
-that costs four
-times the rest of a training step. Here the precision is the training's own and matrices of one shape are
-iterated together.
+`torch.optim.Muon` iterates in bf16 on every machine, one matrix at a time: on a CPU without bf16 units that
+costs four times the rest of a training step. Here the precision is the training's own, and matrices of one
+shape are iterated together.
 """
 
 from collections import defaultdict
@@ -13,14 +11,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-COEFFICIENTS, ITERATIONS = (
-    (3.4445, -4.7750, 2.0315),
-    5,
-)  # steep at zero; singular values end between about 0.7 and 1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at zero; singular values end between about 0.7 and 1.2
+ITERATIONS = 5
 
 
 def orthogonalise(update: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(B, m, n) to the nearest matrices whose singular values are all about 1, in ``dtype`` (Algorithm 1)."""
+    """The nearest matrices whose singular values are all about 1 (Algorithm 1).
+
+    Args:
+        update: (B, m, n).
+        dtype: Of the iterations.
+
+    Returns:
+        (B, m, n), in ``dtype``.
+    """
     tall = update.shape[-2] > update.shape[-1]
     x = (update.mT if tall else update).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -32,10 +36,19 @@ def orthogonalise(update: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, decoupled weight decay; updates have AdamW's root mean square (section 2.2), so that
-    one lr serves both.
+    """Nesterov momentum and decoupled weight decay; updates have AdamW's root mean square (section 2.2).
 
-    dtype: of the iterations; bf16 where the machine is fast at it.
+    One learning rate then serves both optimisers.
+
+    Args:
+        params: Matrices alone.
+        lr: The learning rate.
+        weight_decay: Decoupled, as AdamW's.
+        momentum: From 0 to 1.
+        dtype: Of the iterations; bf16 where the machine is fast at it.
+
+    Raises:
+        ValueError: A parameter is no matrix.
     """
 
     def __init__(
@@ -55,6 +68,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
+            # matrices of one shape are updated together
             alike = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:

@@ -107,9 +107,7 @@ def add_adapters(model: LVM, rank: int, seed: int = 0) -> LVM:
 
 
 def compile_layers(model: LVM) -> LVM:
-    """Puts each layer under torch.compile, which needs a C++ compiler and half a minute; returns the
-    model.
-    """
+    """Compiles each layer, which needs a C++ compiler and half a minute; returns the model."""
     for layer in model.llama.model.layers:
         layer.compile(dynamic=False)
     return model

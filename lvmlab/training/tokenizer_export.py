@@ -12,9 +12,7 @@ from lvmlab.utils.files import write_file
 
 
 def load_training(folder: str | Path) -> TrainingVQGAN:
-    """The module of a training's latest checkpoint, whatever its quantiser. Raises TrainingError without
-    one.
-    """
+    """The module of a training's latest checkpoint. Raises TrainingError where there is none."""
     checkpoint = load_checkpoint(folder)
     more = checkpoint["identity"]["more"]
     model = TrainingVQGAN(

@@ -49,9 +49,7 @@ def patch_discriminator() -> nn.Sequential:
 
 
 def adversarial(discriminator: nn.Module, picture: Tensor, target: Tensor) -> Tensor:
-    """Hinge losses of both players in one sum: each is built so that only its own player receives
-    gradients.
-    """
+    """Hinge losses of both players in one sum; each gives gradients to its own player alone."""
     real, fake = discriminator(target), discriminator(picture.detach())
     judge = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
