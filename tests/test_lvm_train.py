@@ -301,35 +301,52 @@ def test_a_model_is_pushed_with_its_card(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("length", [1, 7, 64, 130])
-def test_attention_by_blocks_is_causal_attention(length):
-    from lvmlab.training.cpu_attention import causal_blocks
+@pytest.mark.parametrize("bf16", [False, True])
+def test_fused_layers_give_the_same_loss_and_gradients(bf16):
+    from lvmlab.training.cpu_layers import FusedAttention, FusedRMSNorm, fuse
 
-    generator = torch.Generator().manual_seed(length)
-    q, k, v = (torch.randn(2, 3, length, 8, generator=generator, requires_grad=True) for _ in range(3))
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    found = causal_blocks(torch.nn.Module(), q, k, v)[0].transpose(1, 2)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    towards = torch.randn(found.shape, generator=generator)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, (q, k, v), towards),
-        torch.autograd.grad(expected, (q, k, v), towards),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    lvm, fused = (LVM.from_shape("mini-student", seed=3).train() for _ in range(2))
+    fuse(fused.llama)
+    kinds = [type(part) for part in fused.modules()]
+    assert (kinds.count(FusedRMSNorm), kinds.count(FusedAttention)) == (11, 5)
+    tokens = torch.randint(lvm.vocab_size, (2, 70), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for model in (lvm, fused):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses.append(model(tokens, tokens))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4 if bf16 else 1e-6, atol=0.0)
+    for (name, expected), ours in zip(lvm.named_parameters(), fused.parameters(), strict=True):
+        error = (ours.grad - expected.grad).norm() / expected.grad.norm()
+        assert error < (0.05 if bf16 else 1e-5), name
 
 
-def test_a_model_gives_the_same_logits_by_blocks_and_still_decodes():
+def test_fused_layers_give_the_same_logits_and_still_decode():
     from lvmlab.model.generation import complete_tokens
-    from lvmlab.training.cpu_attention import NAME
+    from lvmlab.training.cpu_layers import fuse
 
     lvm = LVM.from_shape("tiny", seed=3)
     tokens = torch.randint(lvm.vocab_size, (2, 50), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before, answers = lvm(tokens), complete_tokens(lvm, tokens, 5).tokens
-        lvm.llama.set_attn_implementation(NAME)
+        fuse(lvm.llama)
         torch.testing.assert_close(lvm(tokens), before, atol=1e-4, rtol=1e-4)
     assert torch.equal(complete_tokens(lvm, tokens, 5).tokens, answers)
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_layers_are_exchanged_where_the_fused_ones_are_faster(faster, monkeypatch):
+    from lvmlab.training import cpu_layers
+
+    taken = {"standard": 1.0, "fused": 0.9 if faster else 1.1}
+    monkeypatch.setattr(
+        cpu_layers, "least_seconds", lambda calls: [call() for call in calls.values()] and taken
+    )
+    cpu_layers.fused_is_faster.cache_clear()
+    lvm = LVM.from_shape("tiny")
+    cpu_layers.use_fastest_layers(lvm.llama)
+    assert (type(lvm.llama.model.norm) is cpu_layers.FusedRMSNorm) == faster
+    cpu_layers.fused_is_faster.cache_clear()
 
 
 def test_a_class_with_too_few_rows_is_refused_at_the_start_by_name(tmp_path):

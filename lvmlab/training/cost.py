@@ -10,7 +10,7 @@ model's tokens are its patches; the head of
 its pre-training counts, for the places that it reads.
 """
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,8 @@ from lvmlab.model.aim import PatchConfig, PatchLM
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.model.loss import CHUNK
 from lvmlab.model.lvm import LVM
-from lvmlab.training.cpu_attention import by_blocks
-from lvmlab.utils.device import default_device, precision
+from lvmlab.training.cpu_layers import use_fastest_layers
+from lvmlab.utils.device import default_device, least_seconds, precision
 
 PEAKS = {
     "A100": 312e12,
@@ -33,6 +33,7 @@ PEAKS = {
 UTILISATION = (
     0.4  # of the peak, what well-run trainings of such models report (MFU; arXiv 2204.02311, table 3)
 )
+LAYERS = 4  # of the larger model that is timed here
 
 
 @dataclass(frozen=True)
@@ -141,27 +142,34 @@ def cost(
     return Cost(parameters(shape), each * tokens, held, hours / devices)
 
 
-def seconds_here(shape: LVMConfig, length: int, step: int, repeats: int = 3) -> float:
-    """Seconds of one training step on this machine: a model of one layer and one of two are timed, and the
-    difference counts for each layer.
+def seconds_here(shape: LVMConfig, length: int, step: int) -> float:
+    """Seconds of one training step on this machine.
+
+    Models of one layer and of LAYERS are timed in turn; a layer costs their difference, shared out.
     """
-    found = []
-    for layers in (1, 2):
-        lvm, device = LVM.from_shape(replace(shape, n_layers=layers)).to(default_device()), default_device()
-        by_blocks(lvm.llama)  # as `lvmlab.training.lvm` does
-        optimizer = torch.optim.AdamW(lvm.parameters(), fused=device.type in ("cpu", "cuda"))
-        tokens = torch.randint(shape.vocab_size, (max(1, step // length), length), device=device)
-        best = float("inf")
-        for trial in range(1 + repeats):  # the first is the warm-up
-            started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision(device=device) == "bf16"):
-                loss = lvm(tokens, tokens)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(lvm.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            loss.item()
-            best = min(best, time.perf_counter() - started) if trial else best
-        found.append(best)
-    one, two = found
-    return one + (shape.n_layers - 1) * max(0.0, two - one)
+    few, more = 1, min(LAYERS, shape.n_layers)
+    steps = {n: _training_step(replace(shape, n_layers=n), length, step) for n in {few, more}}
+    taken = least_seconds(steps)
+    each = max(0.0, taken[more] - taken[few]) / max(1, more - few)
+    return taken[more] + (shape.n_layers - more) * each
+
+
+def _training_step(shape: LVMConfig, length: int, step: int) -> Callable[[], float]:
+    """One step as `lvmlab.training.lvm` takes it, of a new model and random tokens."""
+    device = default_device()
+    bf16 = precision(device=device) == "bf16"
+    lvm = LVM.from_shape(shape).to(device).train()
+    use_fastest_layers(lvm.llama, bf16=bf16)
+    optimizer = torch.optim.AdamW(lvm.parameters(), fused=device.type in ("cpu", "cuda"))
+    tokens = torch.randint(shape.vocab_size, (max(1, step // length), length), device=device)
+
+    def once() -> float:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = lvm(tokens, tokens)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lvm.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return once

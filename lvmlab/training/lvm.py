@@ -18,11 +18,11 @@ from lvmlab.distillation.objectives import Distillation, check_predictions, dist
 from lvmlab.distillation.teacher import teacher_outputs
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.lvm import LVM
-from lvmlab.training.cpu_attention import by_blocks
+from lvmlab.training.cpu_layers import use_fastest_layers
 from lvmlab.training.loop import TrainConfig, train
 from lvmlab.training.preparation import earlier_stages
 from lvmlab.training.sampler import SentenceSampler, write_answers
-from lvmlab.utils.device import default_device
+from lvmlab.utils.device import default_device, precision
 
 # of a model's configuration: what a training notes itself, or transformers
 _NOT_SHAPE = ("training", "transformers_version", "tokenizer_fingerprint", "dtype", "architectures")
@@ -72,8 +72,7 @@ def train_lvm(
     identity = lvm_identity(model, batches, distillation, teacher)
 
     # how the layers and the loss are computed
-    if not model.llama.is_gradient_checkpointing:
-        by_blocks(model.llama)
+    use_fastest_layers(model.llama, bf16=precision(config.precision) == "bf16")
     step = plain_step if distillation is None else make_distillation_step(distillation, batches, teacher)
     counts = Counter()
 

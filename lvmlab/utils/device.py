@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -35,16 +36,33 @@ def precision(name: str = "auto", device: torch.device | str | None = None) -> s
 
 @functools.cache
 def _bf16_is_fast(device: str) -> bool:
-    def seconds(dtype: torch.dtype) -> float:
-        a = torch.ones(512, 512, dtype=dtype, device=device)
-        best = float("inf")
-        for _ in range(4):
-            start = time.perf_counter()
-            (a @ a)[0, 0].item()  # .item() waits for the device
-            best = min(best, time.perf_counter() - start)
-        return best
-
+    """Measured on small products first: without bf16 units the large one takes a second."""
     try:
-        return seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) or device == "cuda"
+        return (
+            all(_bf16_share(size, device) < limit for size, limit in ((128, 8.0), (512, 0.8)))
+            or device == "cuda"
+        )
     except (RuntimeError, TypeError):
         return False
+
+
+def _bf16_share(size: int, device: str) -> float:
+    """Seconds of a square product in bf16, of those in fp32."""
+    matrices = {
+        dtype: torch.ones(size, size, dtype=dtype, device=device) for dtype in (torch.bfloat16, torch.float32)
+    }
+    calls = {dtype: functools.partial(lambda a: (a @ a)[0, 0].item(), a) for dtype, a in matrices.items()}
+    best = least_seconds(calls)  # .item() waits for the device
+    return best[torch.bfloat16] / best[torch.float32]
+
+
+def least_seconds(calls: dict[Hashable, Callable[[], object]], repeats: int = 3) -> dict[Hashable, float]:
+    """The least seconds of each call, taken in turn after one warm-up, which a call on a device waits for itself."""
+    best = dict.fromkeys(calls, float("inf"))
+    for trial in range(1 + repeats):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            if trial:
+                best[name] = min(best[name], time.perf_counter() - started)
+    return best

@@ -21,7 +21,7 @@ from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGAN
 from lvmlab.training.cost import forward_flops, seconds_here
-from lvmlab.training.cpu_attention import by_blocks
+from lvmlab.training.cpu_layers import use_fastest_layers
 from lvmlab.training.loop import TrainConfig, train
 from lvmlab.training.muon import Muon
 from lvmlab.training.recipe import SHARES, LVMRecipe, token_weights
@@ -266,7 +266,7 @@ def training(
                     taken[side].append(seconds)
             bar.update()
 
-        by_blocks(lvm.llama)  # as train_lvm does
+        use_fastest_layers(lvm.llama, bf16=precision() == "bf16")  # as train_lvm does
         config = TrainConfig(steps=1 + STEPS, lr=LR, log_every=1, save_every=10**6, tracker="none")
         train(lvm, batch, loss, config, folder, on_log=others, progress=False)
 
