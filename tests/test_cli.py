@@ -135,14 +135,14 @@ def test_choices_in_the_help_are_those_of_the_package():
     from lvmlab.lab.commands import checks, choices
     from lvmlab.model.aim import AIM_PRESETS
     from lvmlab.model.config import LVM_PRESETS
-    from lvmlab.tokenizer.vqgan import VQGAN_PRESETS
+    from lvmlab.tokenizer.tokenizer import PRESETS as TOKENIZER_PRESETS
     from lvmlab.training import checkpoints, cost
     from lvmlab.utils.device import PRECISIONS
 
     for choice, names in (
         (choices.ModelPreset, LVM_PRESETS),
         (choices.AIMPreset, AIM_PRESETS),
-        (choices.TokenizerPreset, VQGAN_PRESETS),
+        (choices.TokenizerPreset, TOKENIZER_PRESETS),
         (choices.Divergence, DIVERGENCES),
         (choices.Precision, PRECISIONS),
         (choices.GPU, ("here", *cost.PEAKS)),

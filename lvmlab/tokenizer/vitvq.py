@@ -132,12 +132,12 @@ class Cells(nn.Module):
     places.
     """
 
-    def __init__(self, config: ViTVQConfig, count: int):
+    def __init__(self, grid: int, width: int, heads: int, count: int):
         super().__init__()
-        self.grid = config.grid
-        self.place = nn.Parameter(torch.zeros(config.heads, 2 * config.grid - 1, 2 * config.grid - 1))
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, qkv_bias=True) for _ in range(count))
-        self.norm = nn.LayerNorm(config.width)
+        self.grid = grid
+        self.place = nn.Parameter(torch.zeros(heads, 2 * grid - 1, 2 * grid - 1))
+        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(count))
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         cells = torch.arange(self.grid**2, device=x.device)
@@ -184,7 +184,7 @@ class Encoder(nn.Module):
             nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False)
         )
         self.pixels = nn.Linear(3 * config.stride**2, config.width)
-        self.cells = Cells(config, config.encoder_blocks)
+        self.cells = Cells(config.grid, config.width, config.heads, config.encoder_blocks)
         self.out = nn.Linear(config.width, config.embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.grid, self.stride = config.grid, config.stride
         self.enter = nn.Linear(config.embed_dim, config.width)
-        self.cells = Cells(config, config.decoder_blocks)
+        self.cells = Cells(config.grid, config.width, config.heads, config.decoder_blocks)
         self.linear, self.out = (nn.Linear(w, 3 * config.stride**2) for w in (config.embed_dim, config.width))
         self.head = Head(config) if config.head else None
 

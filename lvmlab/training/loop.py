@@ -120,7 +120,7 @@ def train(
     loss: Callable[[nn.Module, Any], tuple[Tensor, dict[str, float]]],
     config: TrainConfig,
     folder: str | Path,
-    on_log: Callable[[dict], None] | None = None,
+    on_log: Callable[[dict], bool | None] | None = None,
     *,
     identity: dict | None = None,
     batch_sources: Callable[[Any], str] = lambda batch: "",
@@ -142,7 +142,7 @@ def train(
         config: How to optimise.
         folder: Of checkpoint and log. One launch at a time writes there.
         on_log: Is called with each record before it is written. It may add fields (an evaluation) and must
-            not draw from the global random state.
+            not draw from the global random state. A true answer stops the training, with a checkpoint.
         identity: What else decides the outcome (recipe, data).
         batch_sources: What a batch was made of, for the error about a loss that is not finite.
         budget_s: Stop, with a checkpoint, after so many seconds of this call.
@@ -209,8 +209,7 @@ def train(
             final = step + 1 == config.steps or ends["budget"] or ends["signal"]
             if step % config.log_every == 0 or final:
                 record = meter.record(step, metrics, config.lr_at(step), accelerator.device)
-                if on_log:
-                    on_log(record)
+                final = bool(on_log and on_log(record)) or final
                 log.append(record)
                 _write(record, folder, accelerator)
                 bar.set_postfix(loss=f"{record['mean_loss']:.4f}", refresh=False)

@@ -174,25 +174,50 @@ def _config(
 
 def train_tokenizer(
     folder: Folder,
-    steps: int = 3600,
-    pictures: int = 20000,
+    steps: int | None = None,
+    pictures: int | None = None,
     preset: TokenizerPreset = "mini",
-    lr: float = 1e-3,
+    lr: float | None = None,
     start: Path | None = None,
+    *,
+    without: tuple[Literal["pose", "derain"], ...] = (),
+    minutes: float | None = None,
 ) -> None:
     """Train a tokenizer on mini-world's training sources. Resumes from FOLDER after an interruption.
 
     Args:
         folder: Checkpoints, the log and the rendered pictures.
-        steps: Optimiser steps of 64 pictures.
+        steps: Optimiser steps, of 64 pictures; for mini-v2 those of its second of three stages, of 32 pictures.
         pictures: How many pictures are rendered once and drawn from.
         preset: The size of the network.
         lr: The highest learning rate.
-        start: The folder of an earlier training to start from.
+        start: The folder of an earlier training to start from; not for mini-v2.
+        without: For mini-v2: tasks whose labels it shall not see.
+        minutes: For mini-v2: stop with a checkpoint after so many.
     """
     if start is not None:
         check_folder(start)
 
+    from lvmlab.tokenizer.vitvq import VITVQ_PRESETS
+
+    given = {k: v for k, v in {"steps": steps, "pictures": pictures, "lr": lr}.items() if v is not None}
+    if preset in VITVQ_PRESETS:
+        if start is not None:
+            raise ValueError(f"--start is not for {preset}: its stages start from one another")
+        log = _train_vitvq(folder, preset, without, minutes, **given)
+    elif without or minutes is not None:
+        raise ValueError(
+            f"--without and --minutes are for {', '.join(VITVQ_PRESETS)}: leave them out for {preset}"
+        )
+    else:
+        log = _train_vqgan(folder, preset, start, **given)
+    print(f"trained {folder}: {log[-1]['step'] + 1} steps")
+    print(f"next: lvmlab export {folder} {folder.with_name(folder.name + '-export')}")
+
+
+def _train_vqgan(
+    folder: Path, preset: str, start: Path | None, steps=3600, pictures=20_000, lr=1e-3
+) -> list[dict]:
     from lvmlab.data.picture_pool import render_pool
     from lvmlab.tokenizer.tokenizer import preset as shape_of
     from lvmlab.training.loop import TrainConfig
@@ -206,9 +231,37 @@ def train_tokenizer(
         for split, count in counts.items()
     }
     config = TrainConfig(steps=steps, lr=lr, weight_decay=0.05)
-    log = fit(pools["train"], folder, preset=preset, config=config, val_pool=pools["val"], start=start)
-    print(f"trained {folder}: {log[-1]['step'] + 1} steps")
-    print(f"next: lvmlab export {folder} {folder.with_name(folder.name + '-export')}")
+    return fit(pools["train"], folder, preset=preset, config=config, val_pool=pools["val"], start=start)
+
+
+def _train_vitvq(
+    folder: Path,
+    preset: str,
+    without: tuple[str, ...],
+    minutes: float | None,
+    steps=None,
+    pictures=None,
+    lr=None,
+) -> list[dict]:
+    from dataclasses import replace
+
+    from lvmlab.data.truths import Plan, render_truths
+    from lvmlab.tokenizer.vitvq import VITVQ_PRESETS
+    from lvmlab.training.vitvq import Recipe, train_stages
+
+    recipe = Recipe().without(*without)
+    if steps is not None:  # the other stages keep their share
+        share = {stage: getattr(recipe, stage) / recipe.codes for stage in ("continuous", "codes", "decoder")}
+        recipe = replace(recipe, **{stage: max(1, round(steps * s)) for stage, s in share.items()})
+    recipe = replace(recipe, lr=lr or recipe.lr)
+    count = pictures or Plan().pictures
+    laws = replace(Plan().laws, size=VITVQ_PRESETS[preset].resolution)
+    plans = {
+        s: Plan(split=s, pictures=n, laws=laws) for s, n in (("train", count), ("val", max(400, count // 20)))
+    }
+    pools = {split: render_truths(folder / f"pool-{split}", plan) for split, plan in plans.items()}
+    budget = None if minutes is None else 60 * minutes
+    return train_stages(folder, pools["train"], pools["val"], preset, recipe, budget_s=budget)
 
 
 def train_aim(
@@ -272,9 +325,17 @@ def export(folder: Folder, out: tyro.conf.Positional[Path | None] = None) -> Non
         out: The folder to write. The default is FOLDER-export.
     """
     check_folder(folder)
+    out = out or folder.with_name(f"{folder.name}-export")
+    if (folder / "codes").is_dir():  # the second of the stages in which mini-v2 is trained
+        from lvmlab.data.truths import TruthPool
+        from lvmlab.training.vitvq_export import export_vitvq
+
+        tokenizer = export_vitvq(folder, out, TruthPool(folder / "pool-val"))
+        print(f"wrote {out}: a tokenizer of {tokenizer.codebook_size} codes")
+        print(f"next: lvmlab tokenize STORE FOLDER --tokenizer {out}")
+        return
     if not is_training(folder):
         raise FileNotFoundError(f"{folder} holds no checkpoint: train it first with `lvmlab train {folder}`")
-    out = out or folder.with_name(f"{folder.name}-export")
 
     from lvmlab.training.checkpoints import load_checkpoint
     from lvmlab.training.export import export_lvm
