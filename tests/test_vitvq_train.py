@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvmlab.data.truths import KINDS, UNKNOWN, Plan, TruthPool, class_map, render_truths
+from lvmlab.data.truths import KINDS, UNKNOWN, Plan, TruthPool, class_map, open_pool, render_truths
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vitvq import VITVQ_PRESETS
 from lvmlab.training import auxiliary, vitvq
@@ -52,6 +52,7 @@ def test_a_pool_is_read_again_and_another_plan_is_refused(pools):
     assert np.array_equal(again.pictures, pool.pictures)
     with pytest.raises(ValueError, match="another plan"):
         render_truths(pool.folder, Plan(split="val", pictures=40, laws=LAWS), workers=0)
+    assert open_pool(pool.folder, Plan(split="val", pictures=40, laws=LAWS)).plan == pool.plan
     with pytest.raises(FileNotFoundError, match="render_truths"):
         TruthPool(pool.folder / "nowhere")
 

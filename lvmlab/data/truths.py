@@ -114,6 +114,14 @@ def render_truths(folder: str | Path, plan: Plan, workers: int = 2, progress: bo
     return TruthPool(folder)
 
 
+def open_pool(folder: str | Path, plan: Plan) -> "TruthPool":
+    """The pool that a training began with, else one of this plan: a training resumes on the pictures it has seen.
+
+    A pool's own plan is part of its training's identity.
+    """
+    return TruthPool(folder) if (Path(folder) / MANIFEST).is_file() else render_truths(folder, plan)
+
+
 @dataclass(frozen=True)
 class _Row:
     picture: np.ndarray

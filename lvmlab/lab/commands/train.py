@@ -245,7 +245,7 @@ def _train_vitvq(
 ) -> list[dict]:
     from dataclasses import replace
 
-    from lvmlab.data.truths import Plan, render_truths
+    from lvmlab.data.truths import Plan, open_pool
     from lvmlab.tokenizer.vitvq import VITVQ_PRESETS
     from lvmlab.training.vitvq import Recipe, train_stages
 
@@ -259,7 +259,7 @@ def _train_vitvq(
     plans = {
         s: Plan(split=s, pictures=n, laws=laws) for s, n in (("train", count), ("val", max(400, count // 20)))
     }
-    pools = {split: render_truths(folder / f"pool-{split}", plan) for split, plan in plans.items()}
+    pools = {split: open_pool(folder / f"pool-{split}", plan) for split, plan in plans.items()}
     budget = None if minutes is None else 60 * minutes
     return train_stages(folder, pools["train"], pools["val"], preset, recipe, budget_s=budget)
 
