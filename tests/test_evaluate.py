@@ -210,6 +210,11 @@ def test_pictures_of_prompts_and_scores(tokenizer, lvm, tmp_path):
     rows = evaluate({"x": lvm}, tokenizer, [job], progress=False)
     scores = frames.scores(rows)
     assert "PSNR" in frames.scores_table(scores).to_string()
+    assert list(frames.scores_table(scores).landmark) == ["–"]
+    marked = frames.scores([rows[0] | {"landmarks": {"all objects": 0.4}}])
+    assert list(frames.scores_table(marked).landmark) == ["0.4 (all objects)"]
+    stored = frames.scores([{name: value for name, value in rows[0].items() if name != "landmarks"}])
+    assert "landmark" not in frames.scores_table(stored)
     if rows[0]["skill"] is not None:
         assert skill_chart(scores[:1]).get_ylabel()
 

@@ -103,8 +103,9 @@ def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
 
 
 def scores_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each task's own score, with ceiling, best floor and skill, of the rows of `frames.scores` with three
-    examples.
+    """Each task's own score after three examples, with ceiling, best floor, landmark and skill.
+
+    Rows of mini-world-v1's stored evaluations have no landmarks: theirs are among the floors.
     """
     lines = []
     for row in rows.query(STANDARD).itertuples():
@@ -113,6 +114,9 @@ def scores_table(rows: pd.DataFrame) -> pd.DataFrame:
         line["score (95 %)"] = interval(row.score, row.low, row.high, digits)
         line["ceiling"] = f"{row.ceiling:.{digits}f}"
         line["best floor"] = f"{row.floor:.{digits}f} ({row.best_floor})"
+        if "landmarks" in rows:
+            marks = [f"{score:.{digits}f} ({name})" for name, score in row.landmarks.items()]
+            line["landmark"] = ", ".join(marks) or "–"
         line["skill (95 %)"] = interval(row.skill, row.skill_low, row.skill_high)
         lines.append(line)
     return pd.DataFrame(lines)

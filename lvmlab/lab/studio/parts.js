@@ -72,7 +72,8 @@ function picture(base64, alt, { grid = 8, done = grid * grid, heat } = {}) {
 function scored(row) {
   if (!row) return "";
   const best = `${row.metric} ${row.score.toFixed(2)}, ceiling ${row.ceiling.toFixed(2)}, best floor ${row.floors[row.best_floor].toFixed(2)}`;
-  return `${best} (${row.best_floor})${row.skill === null ? "" : `: skill ${row.skill.toFixed(2)}`}`;
+  const marks = Object.entries(row.landmarks).map(([name, score]) => `, ${name} ${score.toFixed(2)}`).join("");
+  return `${best} (${row.best_floor})${marks}${row.skill === null ? "" : `: skill ${row.skill.toFixed(2)}`}`;
 }
 
 // Numbers in [0, 1) from a seed (mulberry32), so that a shuffle can be had again.
