@@ -121,7 +121,7 @@ def test_fashion_is_scored_without_its_files(cache, monkeypatch):
 
 def test_intervals_go_over_objects_and_seeds(records):
     data = study.pictures("test", TINY)
-    of, same = study.told(records["aim-mini"], "linear")
+    of, same = study.predictions(records["aim-mini"], "linear")
     assert same.sources.tolist() == data.sources.tolist()
     wide, narrow = (study.probe.score(found, data) for found in (of, of[:1]))
     assert (

@@ -65,7 +65,9 @@ def targets(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> 
 
 
 def study(
-    name: tyro.conf.Positional[Literal["balancing", "distillation", "scaling", "probing", "tokenizer-vq-fsq"]],
+    name: tyro.conf.Positional[
+        Literal["balancing", "distillation", "scaling", "probing", "tokenizer-vq-fsq"]
+    ],
     arms: tyro.conf.Positional[tuple[str, ...]] = (),
     scale: Literal["smoke", "study"] = "study",
 ) -> None:

@@ -17,6 +17,7 @@ threads.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -257,7 +258,7 @@ def objective(model: PatchLM, data: Labelled) -> float:
     return float(np.mean([model.loss(from_uint8(data.batch(rows)), rng).item() for rows in parts]))
 
 
-def told(record: dict, kind: str) -> tuple[np.ndarray, Labelled]:
+def predictions(record: dict, kind: str) -> tuple[np.ndarray, Labelled]:
     """What each seed's probe, on the block that val chose for it, says of the test pictures, (seeds, P), and
     these.
 
@@ -296,7 +297,7 @@ def table(records: dict[str, dict]) -> pd.DataFrame:
     rows = []
     for name, record in records.items():
         for kind in kinds(record):
-            mean, low, high = probe.score(*told(record, kind)).values()
+            mean, low, high = probe.score(*predictions(record, kind)).values()
             row = {"probe": kind, "arm": name.removesuffix(" by patches")}
             rows.append(row | {"mean": mean, "low": low, "high": high})
     return pd.DataFrame(rows)
@@ -318,8 +319,64 @@ def gained(
     Returns:
         (difference, low, high): a 95 % interval over objects and seeds.
     """
-    one, other = (probe.resampled(*told(records[arm], kind)) for arm in (name, against))
+    one, other = (probe.resampled(*predictions(records[arm], kind)) for arm in (name, against))
     return float(one[0] - other[0]), *map(float, np.percentile((one - other)[1:], (2.5, 97.5)))
+
+
+COMPARISONS = [  # arms that AIM's questions set side by side
+    ("mini-teacher", "mini-teacher, untrained"),
+    ("aim-mini", "aim-mini, untrained"),
+    ("aim-mini", "pixels"),
+    ("aim-mini", "mini-teacher"),
+    ("mini-student-kd", "mini-student"),
+    ("aim-mini", "aim-mini, no head"),
+    ("aim-mini", "aim-mini, plain causal"),
+    ("aim-mini, LLaMA's blocks", "aim-mini"),
+]
+
+
+def differences(records: dict[str, dict], pairs: Sequence[tuple[str, str]] = COMPARISONS) -> pd.DataFrame:
+    """`gained` of pairs of arms, where both have the probe.
+
+    Returns:
+        ``probe``, ``arm``, ``against``; ``mean``, ``low``, ``high``: 95 % intervals over objects and seeds.
+    """
+    rows = []
+    for kind in PROBES:
+        for name, against in pairs:
+            if all(arm in records and kind in kinds(records[arm]) for arm in (name, against)):
+                values = zip(("mean", "low", "high"), gained(records, name, against, kind), strict=True)
+                rows.append({"probe": kind, "arm": name, "against": against} | dict(values))
+    return pd.DataFrame(rows)
+
+
+def blocks(records: dict[str, dict]) -> pd.DataFrame:
+    """Which block val chooses for each probe, and what the blocks reach.
+
+    Returns:
+        ``arm``, ``probe``; ``chosen`` (by seed, from 1) of ``blocks``; the mean accuracy over seeds of the
+        ``last`` block and of the ``highest``.
+    """
+    rows = []
+    for name, record in records.items():
+        for kind in kinds(record):
+            probes = [row[kind] for row in record["result"]]
+            scores = np.mean([[block["score"] for block in one["blocks"]] for one in probes], 0)
+            chosen = [one["best"] + 1 for one in probes]
+            row = {"arm": name, "probe": kind, "chosen": chosen, "blocks": len(scores)}
+            rows.append(row | {"last": scores[-1], "highest": scores.max()})
+    return pd.DataFrame(rows)
+
+
+def objectives(records: dict[str, dict]) -> pd.DataFrame:
+    """The pre-training's ``loss`` on val beside the accuracy of each probe, a row a patch model's training."""
+    rows = []
+    for name, record in records.items():
+        for row in record["result"]:
+            if row["objective"] is not None:
+                scores = {kind: row[kind]["blocks"][row[kind]["best"]]["score"] for kind in kinds(record)}
+                rows.append({"arm": name, "seed": row["seed"], "loss": row["objective"]} | scores)
+    return pd.DataFrame(rows)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ tokens more (warm-up, stable, decay: arXiv 2405.18392), so that budgets share wh
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
+from lvmlab.evaluation.scoring import Scorer
 from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import common, distillation
+from lvmlab.lab.studies.tokenizer import code_use
 from lvmlab.model.config import LVM_PRESETS, LVMConfig
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.training.export import load_lvm
@@ -183,6 +186,14 @@ def law(trainings: pd.DataFrame) -> dict[str, float]:
 def predicted(fit: dict[str, float], n: np.ndarray, d: np.ndarray) -> np.ndarray:
     """The law's loss at n parameters and d tokens."""
     return fit["E"] + fit["A"] / (n / 1e6) ** fit["a"] + fit["B"] / (d / 1e6) ** fit["b"]
+
+
+def code_entropy(scorers: Iterable[Scorer], tokenizer: Tokenizer) -> float:
+    """The loss of a model that knows only how often each code occurs in a task's true answers: the mean over
+    tasks, nats a token.
+    """
+    n, codes = tokenizer.tokens_per_image, tokenizer.codebook_size
+    return float(np.mean([np.log(code_use(each.tokens[:, -n:], codes).perplexity) for each in scorers]))
 
 
 def left_out(trainings: pd.DataFrame) -> pd.DataFrame:

@@ -1,12 +1,14 @@
 """What a tokenizer's tokens carry; and a learned codebook (VQ) beside a fixed grid (FSQ, arXiv 2309.15505) at
 equal budget.
 
-lvmlab study tokenizer    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in
+lvmlab study tokenizer-vq-fsq    # VQ beside FSQ, about 4 minutes on two idle cores; ships the run in
 assets/runs
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -189,6 +191,25 @@ SHORT = TokenizerRecipe(free_batches=40, shares=(0.34, 0.34, 0.32, 0.0))
 def live_config(steps: int) -> TrainConfig:
     """For a training of about a minute: a short warm-up, a record each tenth step."""
     return TrainConfig(steps=steps, lr=2e-3, warmup=20, weight_decay=0.05, log_every=10)
+
+
+def train_live(
+    pool: Path, val_pool: Path, folder: str | Path, steps: int, on_log: Callable[[dict], None]
+) -> list[dict]:
+    """Trains SMALL for ``steps`` steps or 75 seconds, scored each 80th step; returns the log."""
+    return train_tokenizer(
+        pool,
+        folder,
+        preset=SMALL,
+        recipe=SHORT,
+        config=live_config(steps),
+        batch=32,
+        val_pool=val_pool,
+        eval_every=80,
+        budget_s=75,
+        progress=False,
+        on_log=on_log,
+    )
 
 
 def pools(pictures: int, val_pictures: int, progress: bool = False) -> tuple:
