@@ -134,7 +134,7 @@ def statements(tree):
 
 
 # still to be split
-LONG_FILES = {}
+LONG_FILES = set()
 LONG_FUNCTIONS = set()
 
 

@@ -11,11 +11,13 @@ from PIL import Image
 
 from lvmlab.data import labelled
 from lvmlab.evaluation import probing as probe
+from lvmlab.evaluation.features import LVMTrunk, PatchTrunk, PixelTrunk, TimmTrunk, extract
 from lvmlab.model.aim import PatchConfig, PatchLM
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.lvm import LVM
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils import paths
+from lvmlab.utils.images import from_uint8
 from lvmlab.world import default
 
 TINY = PatchConfig(16, 3, 2, patch=4, size=16, head_blocks=1, head_width=16)
@@ -41,21 +43,19 @@ def squares(name, count=60, size=16, seed=0):
 
 @pytest.fixture
 def three():
-    trunk = probe.Patches(PatchLM.from_shape(TINY).eval())
+    trunk = PatchTrunk(PatchLM.from_shape(TINY).eval())
     return [
-        probe.extract(
-            trunk, squares(name, 600 if name == "train" else 60, seed=i), places=(0, 1), progress=False
-        )
+        extract(trunk, squares(name, 600 if name == "train" else 60, seed=i), places=(0, 1), progress=False)
         for i, name in enumerate(("train", "val", "test"))
     ]
 
 
 def test_features_are_extracted_once_and_are_those_of_the_model(three, cache, monkeypatch):
-    trunk, data = probe.Patches(PatchLM.from_shape(TINY).eval()), squares("val", seed=1)
-    monkeypatch.setattr(probe.Patches, "blocks", lambda *_: pytest.fail("worked out again"))
-    again = probe.extract(trunk, data, places=(0, 1), progress=False)
+    trunk, data = PatchTrunk(PatchLM.from_shape(TINY).eval()), squares("val", seed=1)
+    monkeypatch.setattr(PatchTrunk, "blocks", lambda *_: pytest.fail("worked out again"))
+    again = extract(trunk, data, places=(0, 1), progress=False)
     monkeypatch.undo()
-    expected = trunk.model.features(probe.from_uint8(data.batch(range(60))))
+    expected = trunk.model.features(from_uint8(data.batch(range(60))))
     for block, features in enumerate(expected):
         assert np.abs(again.means[block] - features.mean(1).detach().numpy()).max() < 0.05
     assert again.places[1].shape == (60, 16, 16) and set(again.places) == {0, 1}
@@ -101,7 +101,7 @@ def test_more_classes_than_a_few_take_torch(three, monkeypatch):
 
 def test_a_token_model_gives_every_layer_and_a_place_knows_nothing_of_later_ones():
     lvm = LVM.from_shape(replace(LVM_PRESETS["tiny"], vocab_size=16)).eval()
-    trunk = probe.Tokens(lvm, Tokenizer.from_preset("tiny"))
+    trunk = LVMTrunk(lvm, Tokenizer.from_preset("tiny"))
     pictures = torch.rand(2, 3, 16, 16)
     other = pictures.clone()
     other[:, :, 12:, 12:] = 1 - other[:, :, 12:, 12:]
@@ -116,7 +116,7 @@ def test_timm_and_pixels():
     import timm
 
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0)
-    trunk, pictures = probe.Timm(model), torch.rand(2, 3, 32, 32)
+    trunk, pictures = TimmTrunk(model), torch.rand(2, 3, 32, 32)
     found = trunk.blocks(pictures)
     assert len(found) == 2 and found[0].shape == (2, 4, 192)
     mean, std = (torch.tensor(model.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
@@ -124,7 +124,7 @@ def test_timm_and_pixels():
         model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed((pictures - mean) / std))))
     )
     torch.testing.assert_close(found[0], inner[:, 1:])
-    assert torch.equal(probe.Pixels().blocks(pictures)[0], pictures.flatten(1)[:, None])
+    assert torch.equal(PixelTrunk().blocks(pictures)[0], pictures.flatten(1)[:, None])
 
 
 def test_aim_v2_is_a_source_of_features():
@@ -144,7 +144,7 @@ def test_aim_v2_is_a_source_of_features():
     small = timm.create_model(
         names[0], img_size=28, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2.75, num_classes=0
     )
-    trunk, pictures = probe.Timm(small), torch.rand(2, 3, 28, 28)
+    trunk, pictures = TimmTrunk(small), torch.rand(2, 3, 28, 28)
     found = [x.detach() for x in trunk.blocks(pictures)]
     assert len(found) == 3 and found[0].shape == (2, 4, 32)
     theirs = Aimv2VisionModel(

@@ -1,3 +1,5 @@
-"""How good an answer is: scores between floor and ceiling, sensitivity to the prompt, probes of features.
+"""How good an answer is: jobs and their prompts, scores and skill, perplexity, inspection, sensitivity,
+features and probes.
 
-Nothing here trains a model of the lab. It imports the rooms from `utils/` to `distillation/`."""
+Nothing here trains a model of the lab. It imports the rooms from `utils/` to `distillation/`.
+"""

@@ -85,9 +85,10 @@ def plan(prompts: int = 200, split: str = "test", laws: Laws = DEFAULT) -> list[
 
 def sentences(job: Job, laws: Laws = DEFAULT) -> list[Sentence]:
     """The job's sentences under these laws in their fixed order: ``examples`` pairs and the query last."""
-    return [
-        _under_condition(_with_examples(job, laws, index), job, index, laws) for index in range(job.prompts)
-    ]
+    right = [_with_examples(job, laws, index) for index in range(job.prompts)]
+    if job.condition == "right":
+        return right
+    return [_under_condition(item, job, index, laws) for index, item in enumerate(right)]
 
 
 def to_prompt(asked: Sentence) -> Prompt:

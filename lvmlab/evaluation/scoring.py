@@ -6,7 +6,6 @@ query's truth. A *landmark* is an answer without a model that looks at the truth
 true box, all objects by their true masks): it is printed beside the score and never enters skill.
 """
 
-import functools
 import hashlib
 import json
 import time
@@ -26,7 +25,7 @@ from lvmlab.model.lvm import LVM
 from lvmlab.model.prompting import complete
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.files import write_file
-from lvmlab.utils.images import from_uint8, to_uint8
+from lvmlab.utils.images import to_uint8
 from lvmlab.world import of_size, tasks
 from lvmlab.world.sentences import Sentence
 
@@ -85,6 +84,11 @@ class Scorer:
         job: What is asked.
         tokenizer: Of the models.
         asked: Other sentences of the job's task than its own.
+
+    Attributes:
+        sentences: What is asked.
+        tokens: (B, T), the sentences with their true answers.
+        ceiling, floors, landmarks: Scores by metric, (B,) each; the latter two by the answer's name first.
     """
 
     def __init__(self, job: Job, tokenizer: Tokenizer, asked: list[Sentence] | None = None):
@@ -94,21 +98,20 @@ class Scorer:
         self.encodings = [s.encoding for s in self.sentences]
         self.sources = np.array([query.source for query in self.queries])
 
+        # the last pair is the query and its true label: what the tokenizer gives back of both
+        self.tokens = encode_sentences(tokenizer, self.sentences)
+        pairs = self.tokens.unflatten(1, (-1, tokenizer.tokens_per_image))[:, -2:]  # (B, 2, N)
+        query, label = (to_uint8(tokenizer.decode(pairs[:, i])) for i in (0, 1))
+
         # answers without a model, uint8 (B, S, S, 3) by name
         floors = self._without_model(self.task.floors)
         landmarks = self._without_model(self.task.landmarks)
         if "query" in floors:
-            floors["query through tokenizer"] = self._round_trip([query.image for query in self.queries])
-        ceiling = self._round_trip([query.label for query in self.queries])
+            floors["query through tokenizer"] = query
 
-        self.ceiling = self.scores(ceiling)
+        self.ceiling = self.scores(label)
         self.floors = {name: self.scores(pictures) for name, pictures in floors.items()}
         self.landmarks = {name: self.scores(pictures) for name, pictures in landmarks.items()}
-
-    @functools.cached_property
-    def tokens(self) -> Tensor:
-        """The sentences with their true answers, (B, T)."""
-        return encode_sentences(self.tokenizer, self.sentences)
 
     def answer(self, lvm: LVM) -> Tensor:
         """A model's answers as they are scored: tokens (B, answers, N)."""
@@ -143,9 +146,6 @@ class Scorer:
     def _without_model(self, answers: Callable) -> dict[str, np.ndarray]:
         each = [answers(s.pairs[:-1], s.pairs[-1], s.encoding) for s in self.sentences]
         return {name: np.stack([answer[name] for answer in each]) for name in each[0]}
-
-    def _round_trip(self, pictures: list[np.ndarray]) -> np.ndarray:
-        return to_uint8(self.tokenizer.round_trip(from_uint8(np.stack(pictures))))
 
 
 def answer_pictures(

@@ -1,13 +1,11 @@
 """Autoregression over patches of pixels (AIM, arXiv 2401.08541): shapes, pre-training loss, features of every
 block.
 
-A picture is a row of patches in raster order; each foretells the next one's pixels. In pre-training a prefix
-of random length is read both ways and
-everything after it causally; used for its features the trunk reads both ways throughout. Names of parameters
-are those of the release, so that its
-weights load as they are. The variant ``block="llama"`` puts LLaMA's layers in the trunk's place: second-hand
-reports say that DeLVM's ImageNet
-model is such a one; its code was never released, so this recipe is ours.
+A picture is a sequence of patches in raster order, and each predicts the next one's pixels. In pre-training a
+prefix of random length is attended to in both directions and everything after it causally; for features
+attention is bidirectional throughout. Parameters are named as in the release, so that its weights load as
+they are. The variant ``block="llama"`` has LLaMA's layers as its trunk: second-hand reports say that DeLVM's
+ImageNet model is such a one. Its code was never released, so this recipe is ours.
 """
 
 import json
@@ -39,12 +37,24 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: what the
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """dim, n_layers, n_heads of the trunk; ``patch`` pixels a side of pictures of ``size``. ffn_dim: of the
-    MLPs, None: 4 x dim.
+    """The shape of a `PatchLM`.
 
-    head_blocks, head_width: of the MLP head that pre-training alone has; 0 blocks: one linear layer (the
-        ablation of the paper's table 6).
-    prefix: False is plain causal attention (its table 5's ablation). Raises ValueError that names the field.
+    Attributes:
+        dim: Width of the trunk.
+        n_layers: Blocks of the trunk.
+        n_heads: Attention heads of each block.
+        patch: Pixels along each side of a patch.
+        size: Pixels along each side of a picture.
+        ffn_dim: Hidden width of the MLPs; None is 4 x dim.
+        head_blocks: Blocks of the MLP head, which only pre-training has; 0 is one linear layer (the ablation
+            of the paper's table 6).
+        head_width: Width of that head.
+        block: "aim" or "llama".
+        order: "raster", or "random": one order, drawn once, for all pictures (section 5).
+        prefix: Whether a prefix is attended to in both directions; False is plain causal attention (table 5).
+
+    Raises:
+        ValueError: A field is out of range; the message names it.
     """
 
     dim: int
@@ -72,7 +82,7 @@ class PatchConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along each side."""
+        """Patches along each side of a picture."""
         return self.size // self.patch
 
 
@@ -90,11 +100,14 @@ AIM_PRESETS = {
 
 
 class PatchLM(nn.Module):
-    """A trunk over patches.
+    """A transformer over patches.
 
-    model = PatchLM.from_shape("aim-mini", seed=0)
-    model.loss(images, generator).backward()     # images (B, 3, S, S) in [0, 1]
-    model.features(images)                       # a list of (B, N, width), one of each block
+        model = PatchLM.from_shape("aim-mini", seed=0)
+        model.loss(images, generator).backward()     # images (B, 3, S, S) in [0, 1]
+        model.features(images)                       # a list of (B, N, dim), one of each block
+
+    Args:
+        shape: Its configuration.
     """
 
     def __init__(self, shape: PatchConfig):
@@ -104,13 +117,95 @@ class PatchLM(nn.Module):
         self.trunk = LlamaTrunk(shape) if shape.block == "llama" else Trunk(shape)
         self.predictor = Predictor(shape)
         order = torch.arange(shape.grid**2)
-        if shape.order == "random":  # one order, drawn once, for all pictures: section 5 of the paper
+        if shape.order == "random":
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(0))
         self.register_buffer("order", order, persistent=False)
 
+    def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of the normalised pixels of the next patch, outside the prefix (section 3).
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+            generator: Draws the prefixes.
+
+        Returns:
+            A scalar; 1 is the error of predicting the mean.
+        """
+        return self(images, self.prefixes(len(images), generator).to(images.device))
+
+    def forward(self, images: Tensor, prefix: Tensor) -> Tensor:
+        """The loss at given prefixes; `loss` draws them. DDP wraps this method.
+
+        Args:
+            images: (B, 3, S, S) in [0, 1].
+            prefix: (B,), the length of each one's prefix, in patches.
+
+        Returns:
+            A scalar.
+        """
+        patches = self.embedded(images)[:, self.order]
+        steps = torch.arange(patches.shape[1], device=patches.device)
+        mask = (steps[:, None] >= steps) | (steps < prefix[:, None, None])  # (B, N, N): query, key
+        hidden = self.trunk.norm(self.trunk(patches, mask[:, None])[-1])
+        outside = steps[1:] >= prefix[:, None]  # (B, N - 1)
+        # each place predicts the next; the head sees only those whose error counts
+        predicted = self.predictor(hidden[:, :-1][outside])
+        return F.mse_loss(predicted, self.targets(images)[:, self.order][:, 1:][outside])
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The output of every block under bidirectional attention, (B, N, dim) each.
+
+        They come without the last norm, as AIM's probe takes them. images: (B, 3, H, W) in [0, 1].
+        """
+        return self.trunk(self.embedded(images), None)
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """Embedded patches with their positions.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], H and W multiples of the patch.
+
+        Returns:
+            (B, N, dim), in raster order.
+
+        Raises:
+            ValueError: The images have another shape.
+        """
+        if (
+            images.ndim != 4
+            or images.shape[1] != 3
+            or images.shape[2] % self.shape.patch
+            or images.shape[3] % self.shape.patch
+        ):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}: give (B, 3, H, W), multiples of the patch of "
+                f"{self.shape.patch} px"
+            )
+        height, width = (side // self.shape.patch for side in images.shape[2:])
+        patches = self.preprocessor["patchifier"](TF.normalize(images, MEAN, STD))
+        return patches + sincos_2d(height, width, patches.shape[2]).to(patches)
+
+    def prefixes(self, count: int, generator: torch.Generator) -> Tensor:
+        """Lengths of prefixes, (count,), uniform from 1 to all patches but one; 1 where attention is causal."""
+        return torch.randint(1, self.shape.grid**2 if self.shape.prefix else 2, (count,), generator=generator)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """Pixels of each patch, normalised to mean 0 and variance 1: (B, N, 3 * patch^2), in raster order."""
+        patches = F.unfold(images, self.shape.patch, stride=self.shape.patch).mT  # (B, N, 3 * p * p)
+        mean, variance = patches.mean(2, keepdim=True), patches.var(2, keepdim=True, unbiased=False)
+        return (patches - mean) / (variance + EPS).sqrt()
+
     @classmethod
     def from_shape(cls, shape: str | PatchConfig, seed: int = 0) -> "PatchLM":
-        """Fresh weights; the same seed gives the same ones. Raises ValueError for an unknown name."""
+        """Fresh weights; the same seed gives the same ones.
+
+        Args:
+            shape: A name in AIM_PRESETS or a configuration.
+            seed: Of the weights.
+
+        Raises:
+            ValueError: The name is no shape.
+        """
         if isinstance(shape, str) and shape not in AIM_PRESETS:
             raise ValueError(f"{shape!r} is no shape: choose from {', '.join(AIM_PRESETS)}")
         with torch.random.fork_rng(devices=[]):
@@ -119,13 +214,18 @@ class PatchLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: torch.device | str | None = None) -> "PatchLM":
-        """Trained weights, in evaluation mode: a shipped name, a folder of `save_pretrained`, or AIM's
-        release (a folder or its backbone's file).
+        """Trained weights, in evaluation mode. No code of the checkpoint is executed.
 
-        The release holds no head of pre-training: it then starts afresh. ``probe`` has the release's own
-        attentive probe where its file is
-        there. Raises CheckpointError with all missing, unexpected and misshapen keys; executes no code from
-        the checkpoint.
+        The release holds no pre-training head: it then starts afresh. ``probe`` is the release's own
+        attentive probe where its file is there, else empty.
+
+        Args:
+            path: A shipped name, a folder of `save_pretrained`, or AIM's release (a folder or its backbone's
+                file).
+            device: None is CUDA, then MPS, then the CPU.
+
+        Raises:
+            CheckpointError: The weights do not fit; all missing, unexpected and misshapen keys are named.
         """
         path = next(
             (p for p in (Path(path), paths.assets() / "models" / str(path)) if p.exists()), Path(path)
@@ -144,7 +244,7 @@ class PatchLM(nn.Module):
         return model.to(device or default_device()).eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Writes model.safetensors and at last config.json, each whole or not at all."""
+        """Writes model.safetensors and then config.json, each atomically."""
         state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
         with atomic(Path(folder) / WEIGHTS) as temporary:
             save_file(state, temporary, metadata={"format": "pt"})
@@ -153,75 +253,23 @@ class PatchLM(nn.Module):
             json.dumps({"model_type": KIND, "shape": asdict(self.shape)}, indent=1) + "\n",
         )
 
-    def embedded(self, images: Tensor) -> Tensor:
-        """Images (B, 3, S, S) in [0, 1] to patches with their places, (B, N, width), in raster order. Raises
-        ValueError.
-        """
-        if (
-            images.ndim != 4
-            or images.shape[1] != 3
-            or images.shape[2] % self.shape.patch
-            or images.shape[3] % self.shape.patch
-        ):
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}: give (B, 3, H, W), multiples of the patch of "
-                f"{self.shape.patch} px"
-            )
-        height, width = (side // self.shape.patch for side in images.shape[2:])
-        patches = self.preprocessor["patchifier"](TF.normalize(images, MEAN, STD))
-        return patches + sincos_2d(height, width, patches.shape[2]).to(patches)
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """The output of every block, (B, N, width) each, read both ways: without the last norm, as AIM's
-        probe takes them.
-        """
-        return self.trunk(self.embedded(images), None)
-
-    def forward(self, images: Tensor, prefix: Tensor) -> Tensor:
-        """Images (B, 3, S, S) and the length of each one's prefix (B,) to what `loss` returns: for DDP, which
-        wants a forward.
-        """
-        patches = self.embedded(images)[:, self.order]
-        steps = torch.arange(patches.shape[1], device=patches.device)
-        mask = (steps[:, None] >= steps) | (steps < prefix[:, None, None])  # (B, N, N): query, key
-        hidden = self.trunk.norm(self.trunk(patches, mask[:, None])[-1])
-        outside = steps[1:] >= prefix[:, None]  # (B, N - 1)
-        found = self.predictor(
-            hidden[:, :-1][outside]
-        )  # each place foretells the next: the head sees only what counts
-        return F.mse_loss(found, self.targets(images)[:, self.order][:, 1:][outside])
-
-    def loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the normalised pixels of the next patch, outside the prefix (section 3): a
-        scalar, 1 if nothing is known.
-        """
-        return self(images, self.prefixes(len(images), generator).to(images.device))
-
-    def prefixes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Lengths of prefixes, uniform from 1 to all patches but one: (count,). At least the first patch is
-        read before anything is foretold, and
-        no more in plain causal attention, which foretells all others."""
-        return torch.randint(1, self.shape.grid**2 if self.shape.prefix else 2, (count,), generator=generator)
-
-    def targets(self, images: Tensor) -> Tensor:
-        """Pixels of each patch, of mean 0 and variance 1 in it: (B, N, 3 * patch^2), raster order."""
-        patches = F.unfold(images, self.shape.patch, stride=self.shape.patch).mT  # (B, N, 3 * p * p)
-        return (patches - patches.mean(2, keepdim=True)) / (
-            patches.var(2, keepdim=True, unbiased=False) + EPS
-        ).sqrt()
-
 
 def sincos_2d(height: int, width: int, channels: int) -> Tensor:
-    """Fixed 2D sines and cosines (height * width, channels): the first half tells the column, the second the
+    """Fixed 2D position embeddings of sines and cosines: the first half for the column, the second for the
     row.
+
+    Returns:
+        (height * width, channels).
     """
     rate = 10_000 ** (-torch.arange(channels // 4) / (channels // 4))
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    angles = [place.flatten()[:, None] * rate for place in (columns, rows)]
+    angles = [position.flatten()[:, None] * rate for position in (columns, rows)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
 
 
 class Patchifier(nn.Module):
+    """Patches to vectors: a convolution without overlap, and a norm."""
+
     def __init__(self, shape: PatchConfig):
         super().__init__()
         self.proj = nn.Conv2d(3, shape.dim, shape.patch, shape.patch)
@@ -247,7 +295,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """AIM's."""
+    """AIM's transformer."""
 
     def __init__(self, shape: PatchConfig):
         super().__init__()
@@ -255,18 +303,21 @@ class Trunk(nn.Module):
         self.post_trunk_norm = nn.LayerNorm(shape.dim, EPS)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
-        """Every block's output. mask: (B, 1, N, N), True where a query sees a key; None: everywhere."""
-        found = []
+        """Every block's output. mask: (B, 1, N, N), True where a query attends to a key; None: all."""
+        outputs = []
         for block in self.blocks:
-            found.append(block(found[-1] if found else x, mask))
-        return found
+            x = block(x, mask)
+            outputs.append(x)
+        return outputs
 
     def norm(self, x: Tensor) -> Tensor:
         return self.post_trunk_norm(x)
 
 
 class LlamaTrunk(nn.Module):
-    """LLaMA's layers; its rotary positions go along the row of patches, beside the fixed ones."""
+    """LLaMA's layers; its rotary positions count along the sequence of patches, in addition to the fixed
+    ones.
+    """
 
     def __init__(self, shape: PatchConfig):
         super().__init__()
@@ -289,18 +340,20 @@ class LlamaTrunk(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> list[Tensor]:
         mask = x.new_ones(len(x), 1, x.shape[1], x.shape[1], dtype=torch.bool) if mask is None else mask
         positions = self.llama.rotary_emb(x, torch.arange(x.shape[1], device=x.device)[None])
-        found = []
+        outputs = []
         for layer in self.llama.layers:
-            found.append(layer(found[-1] if found else x, attention_mask=mask, position_embeddings=positions))
-        return found
+            x = layer(x, attention_mask=mask, position_embeddings=positions)
+            outputs.append(x)
+        return outputs
 
     def norm(self, x: Tensor) -> Tensor:
         return self.llama.norm(x)
 
 
 class Predictor(nn.Module):
-    """The head of pre-training (section 3.2): residual MLPs that see one place alone, so that the trunk need
-    not end in pixels.
+    """The pre-training head (section 3.2): residual MLPs on each position alone.
+
+    It turns features into pixels, so that the trunk need not end in pixels.
     """
 
     def __init__(self, shape: PatchConfig):

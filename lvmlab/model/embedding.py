@@ -1,8 +1,7 @@
 """DeLVM's input embedding in two factors: the tokenizer's codebook, frozen, then one learned linear layer.
 
 At 8192 codes of 64 numbers and a width of 2048 it trains 0.13M parameters where a free embedding trains
-16.8M. A plain LLaMA stores the product:
-`fold` makes it, and `lvmlab.training.lvm.load_lvm` does so by itself.
+16.8M. A plain LLaMA stores the product, which `fold` computes; `lvmlab.training.lvm.load_lvm` calls it.
 """
 
 import torch
@@ -15,13 +14,20 @@ _CODEBOOK, _WIDEN = "llama.model.embed_tokens.codebook", "llama.model.embed_toke
 
 
 class Factored(nn.Module):
-    """Ids to ``widen(codebook[ids])``: codebook (K, D), a buffer; widen (width, D)."""
+    """Ids to ``widen(codebook[ids])``.
+
+    Args:
+        codebook: (K, D), a buffer.
+        width: Of the output.
+        std: Standard deviation of the product at the start, as of a free embedding.
+        seed: Of the linear layer.
+    """
 
     def __init__(self, codebook: Tensor, width: int, std: float, seed: int = 0):
         super().__init__()
         self.register_buffer("codebook", codebook.detach().float().clone())
         self.widen = nn.Linear(codebook.shape[1], width, bias=False)
-        with torch.no_grad():  # the product starts as large as a free embedding does
+        with torch.no_grad():
             self.widen.weight.normal_(generator=torch.Generator().manual_seed(seed))
             self.widen.weight.mul_(std / self.weight.std())
 
@@ -35,8 +41,18 @@ class Factored(nn.Module):
 
 
 def factor(lvm: LVM, codebook: Tensor, seed: int = 0) -> LVM:
-    """Gives a model a factored embedding in the place of its own, and returns it. codebook: (K, D). Raises
-    ValueError unless K is its vocabulary.
+    """Replaces a model's embedding with a factored one.
+
+    Args:
+        lvm: Changed in place.
+        codebook: (K, D), K the model's vocabulary.
+        seed: Of the linear layer.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The codebook has another shape.
     """
     if codebook.ndim != 2 or len(codebook) != lvm.vocab_size:
         raise ValueError(
@@ -50,9 +66,7 @@ def factor(lvm: LVM, codebook: Tensor, seed: int = 0) -> LVM:
 
 
 def fold(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state with one embedding, the product, where there were two factors; any other state as it
-    is.
-    """
+    """A model's state with the product in place of the two factors; any other state as it is."""
     if _CODEBOOK not in state:
         return state
     product = {"llama.model.embed_tokens.weight": state[_CODEBOOK] @ state[_WIDEN].T}

@@ -1,8 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through PEFT, the extra `lora`: what is given to be trained
-weighs little, what comes out is plain.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through PEFT, the extra `lora`; the merged model is a plain one.
 
-A layer's frozen weight W is read as W + SCALE * B @ A; A (rank, in) starts at random, B (out, rank) at 0, so
-that the model starts as it was.
+A layer's frozen weight W is read as W + SCALE * B @ A. A (rank, in) starts at random and B (out, rank) at 0,
+so the adapted model starts as the model itself.
 """
 
 import torch
@@ -10,15 +9,24 @@ from torch import Tensor
 
 from lvmlab.model.lvm import LVM
 
-SCALE = 2.0  # alpha / rank, kept alike at every rank
+SCALE = 2.0  # alpha / rank, the same at every rank
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
 def adapt(lvm: LVM, rank: int, seed: int = 0) -> LVM:
-    """Gives every linear layer between embedding and head an adapter, freezes all else, and returns the
-    model.
+    """Adds an adapter to every linear layer between embedding and head, and freezes all else.
 
-    Raises ValueError for a rank below 1, ModuleNotFoundError with the remedy where PEFT is missing.
+    Args:
+        lvm: Changed in place.
+        rank: Of the adapters.
+        seed: Of the matrices A.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The rank is below 1.
+        ModuleNotFoundError: PEFT is missing; the message has the remedy.
     """
     if rank < 1:
         raise ValueError(
@@ -37,8 +45,10 @@ def adapt(lvm: LVM, rank: int, seed: int = 0) -> LVM:
 
 
 def merge(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's state with its adapters in its weights, W + SCALE * B @ A, under the plain names; any other
-    state as it is. Needs no PEFT.
+    """A model's state with its adapters merged, W + SCALE * B @ A, under the plain names; any other state as
+    it is.
+
+    It needs no PEFT.
     """
     plain = {k.replace(_BASE, "."): v for k, v in state.items() if ".lora_" not in k}
     for key in (k for k in state if k.endswith(_A)):

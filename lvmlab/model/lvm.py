@@ -237,8 +237,8 @@ class LVM(nn.Module):
         """Raises ValueError, naming ``what``, where n tokens after ``length`` go beyond the context."""
         if length + n > self.max_seq_len:
             raise ValueError(
-                f"{what}: {length + n} tokens, more than the model's context of {self.max_seq_len}; give fewer "
-                f"examples or ask for fewer pictures"
+                f"{what}: {length + n} tokens, more than the model's context of {self.max_seq_len}; give "
+                f"fewer examples or ask for fewer pictures"
             )
 
     def _check_targets(self, inputs: Tensor, targets: Tensor) -> None:

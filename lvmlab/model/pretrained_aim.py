@@ -9,16 +9,21 @@ _FIRST, _NORM = "preprocessor.patchifier.proj.weight", "trunk.post_trunk_norm.we
 
 
 def load(path: Path, size: int = 224) -> tuple[dict, State, State]:
-    """The fields of a `lvmlab.model.aim.PatchConfig`, the backbone's weights, and the probe's without their
-    prefix (empty where there is none).
+    """A released backbone and its probe.
 
-    Raises CheckpointError where no file of the path holds a backbone.
+    Args:
+        path: A file, or a folder whose files belong together.
+        size: Pixels along each side of the pictures; rounded down to whole patches.
+
+    Returns:
+        The fields of a `lvmlab.model.aim.PatchConfig`, the backbone's weights, and the probe's without their
+        prefix (empty where there is none).
+
+    Raises:
+        CheckpointError: No file holds a backbone.
     """
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.glob("*") if p.suffix in (".pth", ".pt", ".bin", ".safetensors"))
-    )
+    kinds = (".pth", ".pt", ".bin", ".safetensors")
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in kinds)
     if not files:
         raise CheckpointError(
             f"{path} holds no weights: give a folder with AIM's backbone, or the backbone's file"
@@ -37,13 +42,11 @@ def load(path: Path, size: int = 224) -> tuple[dict, State, State]:
         if k.startswith(("head.", "cls_token", "k.weight", "v.weight", "linear.", "bn."))
     }
     state = {k: v for k, v in state.items() if k.removeprefix("head.") not in probe}
-    width, _, patch, _ = state[_FIRST].shape
-    blocks = 1 + max(int(k.split(".")[2]) for k in state if k.startswith("trunk.blocks."))
-    heads = max(1, width // HEAD_WIDTH)
+    dim, _, patch, _ = state[_FIRST].shape
     fields = {
-        "dim": width,
-        "n_layers": blocks,
-        "n_heads": heads,
+        "dim": dim,
+        "n_layers": 1 + max(int(k.split(".")[2]) for k in state if k.startswith("trunk.blocks.")),
+        "n_heads": max(1, dim // HEAD_WIDTH),
         "patch": patch,
         "size": size // patch * patch,
         "ffn_dim": state["trunk.blocks.0.mlp.fc1.weight"].shape[0],

@@ -1,10 +1,8 @@
-"""Token models that the field has released and that no plain `transformers` folder holds: DeLVM's, as it is
-exported and as it trains.
+"""DeLVM's released models (arXiv 2402.04841): its exported LLaMA, its ViT flavour, and its training folders.
 
-Its LLaMA is `transformers`' with biases in q, k, v and o. Its ViT flavour (LayerNorm, GELU) is
-`transformers`' Starcoder2 under other names. A
-training folder packs q, k and v in one matrix, counts layers anew in each pipeline part, and keeps the
-embedding in two factors.
+The LLaMA is `transformers`' with biases in q, k, v and o. The ViT flavour (LayerNorm, GELU) is
+`transformers`' Starcoder2 under other names. A training folder packs q, k and v in one matrix, counts layers
+anew in each pipeline part, and keeps the embedding in two factors.
 """
 
 import json
@@ -33,7 +31,8 @@ from lvmlab.utils.checkpoints import (
 )
 from lvmlab.utils.files import atomic, write_file
 
-WEIGHTS, CONTEXT, BASE = "pytorch_model.bin", 2048, 10_000.0
+WEIGHTS = "pytorch_model.bin"
+MAX_SEQ_LEN, ROPE_THETA = 2048, 10_000.0
 GELUS = {
     "gelu": "gelu",
     "gelu_new": "gelu_new",
@@ -51,25 +50,28 @@ _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attentio
 
 
 def load(folder: Path) -> PreTrainedModel | None:
-    """The model in a folder of DeLVM's, or None where it is no such folder. Raises CheckpointError."""
+    """The model in a folder of DeLVM's, or None where it is no such folder.
+
+    Raises:
+        CheckpointError: The folder is damaged or of another network.
+    """
     if (folder / "model_config.pt").is_file():
         return training(folder)
-    kind = (
-        read_config(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-    )
-    return {"internlm": exported, "vit": vit}[kind](folder) if kind in ("internlm", "vit") else None
+    path = folder / "config.json"
+    kind = read_config(path).get("model_type") if path.is_file() else None
+    if kind == "internlm":
+        return exported(folder)
+    if kind == "vit":
+        return vit(folder)
+    return None
 
 
 def _sizes(config: dict, path: Path) -> dict:
-    found = positive_ints(config, path, *_SIZES, max_position_embeddings=CONTEXT)
-    require(
-        found["hidden_size"] % (2 * found["num_attention_heads"]) == 0,
-        path,
-        config,
-        "num_attention_heads",
-        "divisors of hidden_size",
-    )
-    return found | {"num_key_value_heads": found["num_attention_heads"]}
+    sizes = positive_ints(config, path, *_SIZES, max_position_embeddings=MAX_SEQ_LEN)
+    heads = sizes["num_attention_heads"]
+    even = sizes["hidden_size"] % (2 * heads) == 0
+    require(even, path, config, "num_attention_heads", "divisors of hidden_size")
+    return sizes | {"num_key_value_heads": heads}
 
 
 def exported(folder: Path) -> LlamaForCausalLM:
@@ -81,14 +83,14 @@ def exported(folder: Path) -> LlamaForCausalLM:
         **_sizes(config, path),
         rms_norm_eps=config.get("rms_norm_eps", 1e-6),
         attention_bias=config.get("bias", True),
-        rope_theta=BASE,
+        rope_theta=ROPE_THETA,
         **_PLAIN,
     )
     return _filled(LlamaForCausalLM(shape), _read(folder), folder)
 
 
 def vit(folder: Path) -> Starcoder2ForCausalLM:
-    """DeLVM's ViT flavour; its trainer's GELU is the tanh approximation, what it exports says erf."""
+    """DeLVM's ViT flavour. Its trainer's GELU is the tanh approximation; exported configurations name erf's."""
     path = folder / "config.json"
     config = read_config(path)
     act = config.get("hidden_act", "gelu")
@@ -102,88 +104,108 @@ def vit(folder: Path) -> Starcoder2ForCausalLM:
         residual_dropout=0.0,
         embedding_dropout=0.0,
         attention_dropout=0.0,
-        rope_theta=BASE,
+        rope_theta=ROPE_THETA,
         **_PLAIN,
     )
     model, state = Starcoder2ForCausalLM(shape), _read(folder)
 
-    def theirs(key: str) -> str:
+    def released_name(key: str) -> str:
         return key.replace("mlp.c_fc", "mlp.fc1").replace("mlp.c_proj", "mlp.fc2")
 
-    left_out = [r"mlp\.c_(fc|proj)\.bias"] * (not config.get("mlp_bias", False)) + [
-        r"self_attn\..*\.bias"
-    ] * (not config.get("bias", True))
+    # Starcoder2 has all biases or none; those that the release leaves out are 0
+    missing = []
+    if not config.get("mlp_bias", False):
+        missing.append(r"mlp\.c_(fc|proj)\.bias")
+    if not config.get("bias", True):
+        missing.append(r"self_attn\..*\.bias")
     zeros = {
-        theirs(k): torch.zeros_like(v)
-        for k, v in model.state_dict().items()
-        if any(re.search(p, k) for p in left_out)
+        released_name(key): torch.zeros_like(value)
+        for key, value in model.state_dict().items()
+        if any(re.search(pattern, key) for pattern in missing)
     }
-    return _filled(model, zeros | state, folder, theirs)
+    return _filled(model, zeros | state, folder, released_name)
 
 
 def training(folder: Path) -> LlamaForCausalLM:
-    """DeLVM's training folder, tensor-parallel rank 0: layers in a row, q, k and v apart, the embedding's two
-    factors as their product.
+    """A training folder of tensor-parallel rank 0: its pipeline parts in order, q, k and v apart, the
+    embedding's two factors as their product.
     """
-    parts = {int(re.search(r"pp(\d+)", p.name)[1]): p for p in folder.glob("model_tp0_pp*.pt")}
-    if sorted(parts) != list(range(max(1, len(parts)))):
-        there = ", ".join(map(str, sorted(parts))) or "none"
-        raise CheckpointError(
-            f"{folder} holds the pipeline parts {there}: give them all, model_tp0_pp0.pt first"
-        )
-    if others := sorted(p.name for p in folder.glob("model_tp[1-9]*_pp*.pt")):
-        raise CheckpointError(
-            f"{folder} is split over several tensor-parallel ranks ({', '.join(others)}): merge them with "
-            f"DeLVM's tools first"
-        )
-    path, state, before = folder / "model_config.pt", {}, 0
+    path = folder / "model_config.pt"
     config = read_pickle(path)
-    heads = positive_ints(config if isinstance(config, dict) else {}, path, "num_attention_heads")[
-        "num_attention_heads"
-    ]
-    for _, part in sorted(parts.items()):
-        found = {k.removeprefix("model."): v for k, v in read_state(part, "state_dict", "model").items()}
-        layers = [int(m[1]) for k in found if (m := re.match(r"blocks\.(\d+)\.", k))]
-        state |= {
-            re.sub(r"^blocks\.(\d+)\.", lambda m, before=before: f"blocks.{int(m[1]) + before}.", k): v
-            for k, v in found.items()
-        }
-        before += max(layers, default=-1) + 1
+    fields = config if isinstance(config, dict) else {}
+    heads = positive_ints(fields, path, "num_attention_heads")["num_attention_heads"]
+    state, layers = _pipeline(_parts(folder))
+
+    # the embedding is the tokenizer's codebook, then a linear layer
     codebook = state.get("embedding.vq_model.quantize.embedding.weight")
-    state = {
-        k: v for k, v in state.items() if not k.startswith("embedding.vq_model.") and "inv_freq" not in k
-    }
-    gates = [v for k, v in state.items() if k.endswith("mlp.w1.weight")]
-    if codebook is None or not gates or before != config.get("num_layers", before):
+    skipped = ("embedding.vq_model.", "inv_freq")
+    state = {key: value for key, value in state.items() if not any(part in key for part in skipped)}
+    gates = [value for key, value in state.items() if key.endswith("mlp.w1.weight")]
+    expected = config.get("num_layers", layers)
+    if codebook is None or not gates or layers != expected:
         raise CheckpointError(
-            f"{folder} holds no whole DeLVM training ({before} of {config.get('num_layers', before)} layers, "
-            f"codebook {'missing' if codebook is None else 'there'}): it is damaged or of another network"
+            f"{folder} holds no whole DeLVM training ({layers} of {expected} layers, codebook "
+            f"{'missing' if codebook is None else 'there'}): it is damaged or of another network"
         )
-    width = gates[0].shape[1]
+    ffn_dim, dim = gates[0].shape
     shape = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=gates[0].shape[0],
-        num_hidden_layers=before,
+        hidden_size=dim,
+        intermediate_size=ffn_dim,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         vocab_size=len(codebook),
         rms_norm_eps=config.get("layer_norm_epsilon", 1e-5),
         attention_bias="blocks.0.mixer.Wqkv.bias" in state,
-        max_position_embeddings=CONTEXT,
-        rope_theta=BASE,
+        max_position_embeddings=MAX_SEQ_LEN,
+        rope_theta=ROPE_THETA,
         **_PLAIN,
     )
     model = LlamaForCausalLM(shape)
-    wanted = {k: v for k, v in model.state_dict().items() if not re.search(r"self_attn\.[kv]_proj", k)}
-    wanted = {k: torch.cat([v] * 3) if "self_attn.q_proj" in k else v for k, v in wanted.items()}
-    wanted["model.embed_tokens.weight"] = torch.empty(width, codebook.shape[1])
-    found = match_keys(state, wanted, folder, _trained)
-    found["model.embed_tokens.weight"] = codebook.float() @ found["model.embed_tokens.weight"].T
-    for key in [k for k in found if "self_attn.q_proj" in k]:
-        for name, rows in zip("qkv", found.pop(key).chunk(3), strict=True):
-            found[key.replace("q_proj", f"{name}_proj")] = rows.contiguous()
-    model.load_state_dict(found)
+
+    # compared in the training's own form: q, k and v packed in q's place, the linear layer in the embedding's
+    packed = {k: v for k, v in model.state_dict().items() if not re.search(r"self_attn\.[kv]_proj", k)}
+    packed = {k: torch.cat([v] * 3) if "self_attn.q_proj" in k else v for k, v in packed.items()}
+    packed["model.embed_tokens.weight"] = torch.empty(dim, codebook.shape[1])
+    weights = match_keys(state, packed, folder, _training_name)
+
+    weights["model.embed_tokens.weight"] = codebook.float() @ weights["model.embed_tokens.weight"].T
+    for key in [key for key in weights if "self_attn.q_proj" in key]:
+        for name, rows in zip("qkv", weights.pop(key).chunk(3), strict=True):
+            weights[key.replace("q_proj", f"{name}_proj")] = rows.contiguous()
+    model.load_state_dict(weights)
     return model
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The pipeline parts' files in order. Raises CheckpointError where one is missing or ranks are split."""
+    parts = {int(re.search(r"pp(\d+)", path.name)[1]): path for path in folder.glob("model_tp0_pp*.pt")}
+    if sorted(parts) != list(range(max(1, len(parts)))):
+        there = ", ".join(map(str, sorted(parts))) or "none"
+        raise CheckpointError(
+            f"{folder} holds the pipeline parts {there}: give them all, model_tp0_pp0.pt first"
+        )
+    if others := sorted(path.name for path in folder.glob("model_tp[1-9]*_pp*.pt")):
+        raise CheckpointError(
+            f"{folder} is split over several tensor-parallel ranks ({', '.join(others)}): give a "
+            "training of one rank"
+        )
+    return [parts[i] for i in sorted(parts)]
+
+
+def _pipeline(parts: list[Path]) -> tuple[State, int]:
+    """The state of all parts, and their number of layers: each part counts its layers from 0."""
+    state, before = {}, 0
+    for path in parts:
+        last = -1
+        for key, value in read_state(path, "state_dict", "model").items():
+            key = key.removeprefix("model.")
+            if match := re.match(r"blocks\.(\d+)\.", key):
+                last = max(last, int(match[1]))
+                key = f"blocks.{int(match[1]) + before}.{key[match.end() :]}"
+            state[key] = value
+        before += last + 1
+    return state, before
 
 
 _NAMES = {
@@ -201,9 +223,9 @@ _NAMES = {
 }
 
 
-def _trained(key: str) -> str:
-    for ours, theirs in _NAMES.items():
-        key = key.replace(ours, theirs)
+def _training_name(key: str) -> str:
+    for name, training_name in _NAMES.items():
+        key = key.replace(name, training_name)
     return key
 
 
@@ -212,35 +234,35 @@ def _read(folder: Path) -> State:
     return {k: v for k, v in state.items() if not k.endswith("rotary_emb.inv_freq")}
 
 
-def _filled(model: PreTrainedModel, state: State, where: Path, theirs=str) -> PreTrainedModel:
-    model.load_state_dict(match_keys(state, model.state_dict(), where, theirs))
+def _filled(model: PreTrainedModel, state: State, folder: Path, released_name=str) -> PreTrainedModel:
+    model.load_state_dict(match_keys(state, model.state_dict(), folder, released_name))
     return model
 
 
 def save_delvm(llama: LlamaForCausalLM, folder: Path) -> None:
-    """Writes a LLaMA in DeLVM's exported layout, the configuration last. Raises ValueError for a model of
-    another kind.
+    """Writes a LLaMA in DeLVM's exported layout, the configuration last.
+
+    Raises:
+        ValueError: The model is of another kind.
     """
     config = llama.config
     if config.model_type != "llama":
         raise ValueError(
             f"a model of type {config.model_type!r} has no place in DeLVM's exported layout: give a LLaMA"
         )
-    state = {k: v.detach().cpu() for k, v in llama.state_dict().items()}
+    state = {key: value.detach().cpu() for key, value in llama.state_dict().items()}
     half = config.hidden_size // config.num_attention_heads // 2
-    rotary = {
-        f"model.layers.{i}.self_attn.rotary_emb.inv_freq": BASE ** (-torch.arange(half) / half)
-        for i in range(config.num_hidden_layers)
-    }
-    with atomic(folder / WEIGHTS) as temporary:
-        torch.save(state | rotary, temporary)
-    fields = {k: getattr(config, k) for k in (*_SIZES, "rms_norm_eps", "max_position_embeddings")}
-    exported = {
+    for i in range(config.num_hidden_layers):
+        rate = ROPE_THETA ** (-torch.arange(half) / half)
+        state[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = rate
+    fields = {
         "model_type": "internlm",
         "architectures": ["InternLMForCausalLM"],
         "bias": config.attention_bias,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        **fields,
     }
-    write_file(folder / "config.json", json.dumps(exported, indent=1) + "\n")
+    fields |= {name: getattr(config, name) for name in (*_SIZES, "rms_norm_eps", "max_position_embeddings")}
+    with atomic(folder / WEIGHTS) as temporary:
+        torch.save(state, temporary)
+    write_file(folder / "config.json", json.dumps(fields, indent=1) + "\n")

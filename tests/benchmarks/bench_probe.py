@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lvmlab.data.labelled import Labelled
 from lvmlab.evaluation import probing as probe
+from lvmlab.evaluation.features import Features, TimmTrunk, extract
 from lvmlab.utils.device import default_device, precision
 from lvmlab.utils.images import from_uint8
 
@@ -31,17 +32,17 @@ def noise(count: int, size: int, seed: int = 0) -> Labelled:
     )
 
 
-@entry("probe.extract")
+@entry("extract")
 def extraction():
     """Every block's mean features of pictures in memory, against timm's forward_intermediates in fp32; files
     and the cache's look-up included.
     """
     data, model = noise(PICTURES, 224), timm.create_model(MODEL, num_classes=0)
-    trunk = probe.Timm(model)
+    trunk = TimmTrunk(model)
     mean, std = trunk.statistics
 
     def ours() -> None:
-        shutil.rmtree(probe.extract(trunk, data, batch=BATCH, progress=False).folder)
+        shutil.rmtree(extract(trunk, data, batch=BATCH, progress=False).folder)
 
     @torch.no_grad()
     def theirs() -> list[Tensor]:
@@ -52,9 +53,9 @@ def extraction():
             found.append(torch.stack([block.mean((2, 3)).cpu() for block in blocks]))
         return found
 
-    taken = interleaved("probe.extract", {"ours": ours, "theirs": theirs}, 3)
+    taken = interleaved("extract", {"ours": ours, "theirs": theirs}, 3)
     yield rates(
-        "probe.extract",
+        "extract",
         PICTURES / min(taken["ours"]),
         PICTURES / min(taken["theirs"]),
         "images/s",
@@ -93,12 +94,12 @@ def attentive():
     parts = []
     for seed, count in enumerate((MANY, 500, 500)):
         features = rng.standard_normal((count, PLACES, WIDTH), dtype=np.float32).astype(np.float16)
-        parts.append(probe.Extracted([features.mean(1)], {0: features}, noise(count, 1, seed), None))
+        parts.append(Features([features.mean(1)], {0: features}, noise(count, 1, seed), None))
     taken = interleaved(
         "probe.attentive",
         {
             "ours": lambda: probe.attentive(*parts, 0, heads=HEADS, epochs=EPOCHS),
-            "theirs": lambda: probe._fitted(
+            "theirs": lambda: probe.fit(
                 Textbook(),
                 tuple(p.places[0].astype(np.float32) for p in parts),
                 parts[0].data.labels,

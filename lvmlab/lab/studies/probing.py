@@ -28,6 +28,7 @@ import torch
 from lvmlab.data import labelled
 from lvmlab.data.labelled import Labelled
 from lvmlab.evaluation import probing as probe
+from lvmlab.evaluation.features import LVMTrunk, PatchTrunk, PixelTrunk, Trunk, extract
 from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import common
 from lvmlab.model.aim import AIM_PRESETS as PATCHES
@@ -200,9 +201,9 @@ def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> d
     return row
 
 
-def _trunk(chosen: Arm, seed: int, folder: Path) -> probe.Trunk:
+def _trunk(chosen: Arm, seed: int, folder: Path) -> Trunk:
     if chosen.patches:
-        return probe.Patches(
+        return PatchTrunk(
             (load_patchlm(folder) if chosen.trained else PatchLM.from_shape(chosen.patches, seed))
             .to(default_device())
             .eval()
@@ -213,15 +214,15 @@ def _trunk(chosen: Arm, seed: int, folder: Path) -> probe.Trunk:
             if chosen.trained
             else LVM.from_shape(chosen.tokens, seed).to(default_device()).eval()
         )
-        return probe.Tokens(lvm, Tokenizer.from_pretrained("mini"))
-    return probe.Pixels(None if "linear" in chosen.probes else AIM.patch)
+        return LVMTrunk(lvm, Tokenizer.from_pretrained("mini"))
+    return PixelTrunk(None if "linear" in chosen.probes else AIM.patch)
 
 
-def _probed(kind: str, trunk: probe.Trunk, places: bool, setting: Setting, seed: int) -> dict:
+def _probed(kind: str, trunk: Trunk, places: bool, setting: Setting, seed: int) -> dict:
     """places: both probes of the objects are asked, and read the same features."""
     asked = [pictures(split, setting, kind).kept() for split in ("train", "val", "test")]
     found = [
-        probe.extract(trunk, data, places="all" if places and kind != "fashion" else (), progress=False)
+        extract(trunk, data, places="all" if places and kind != "fashion" else (), progress=False)
         for data in asked
     ]
     train, val, test = found
@@ -319,7 +320,7 @@ def gained(
     Returns:
         (difference, low, high): a 95 % interval over objects and seeds.
     """
-    one, other = (probe.resampled(*predictions(records[arm], kind)) for arm in (name, against))
+    one, other = (probe.balanced_accuracies(*predictions(records[arm], kind)) for arm in (name, against))
     return float(one[0] - other[0]), *map(float, np.percentile((one - other)[1:], (2.5, 97.5)))
 
 

@@ -245,9 +245,7 @@ class Session:
             "known": self.known,
         }
         kept |= {"format": FORMAT, "tokens": found.of("ids").tolist(), "made": self._made(found.model)}
-        return json.dumps(
-            kept, default=lambda array: png(array) if array.dtype == np.uint8 else array.tolist()
-        )
+        return json.dumps(kept, default=_to_json)
 
     def replay(self, source: str | bytes) -> Iterator[Answer]:
         """A recipe's prompt and its answer anew, as `answer` gives it; ``said`` by the last is whether it is
@@ -258,7 +256,7 @@ class Session:
             pairs = [
                 Pair(
                     *(images.to_uint8(images.load(base64.b64decode(p[side]))) for side in ("image", "label")),
-                    {k: np.array(v) if isinstance(v, list) else v for k, v in p["truth"].items()},
+                    {name: _from_json(value) for name, value in p["truth"].items()},
                     p["source"],
                 )
                 for p in kept["asked"]["pairs"]
@@ -308,6 +306,19 @@ class Session:
         if not (0 <= place < len(self.found.steps) and 0 <= sample < self.found.options["answers"]):
             raise ValueError(f"token {place} of answer {sample + 1} is not written: choose one that is")
         return self.found
+
+
+def _to_json(array: np.ndarray) -> str | dict:
+    """A picture as a PNG; what the truth holds as its values."""
+    if array.dtype == np.uint8 and array.shape[2:] == (3,):
+        return png(array)
+    return {"dtype": str(array.dtype), "values": array.tolist()}
+
+
+def _from_json(value):
+    if isinstance(value, dict):
+        return np.array(value["values"], value["dtype"])
+    return np.array(value) if isinstance(value, list) else value  # lists: as earlier recipes had them
 
 
 def png(picture: np.ndarray) -> str:
