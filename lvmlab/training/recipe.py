@@ -12,11 +12,22 @@ from torch import Tensor
 
 from lvmlab.data.mixture import Mixture
 from lvmlab.utils.checks import check_fields
+from lvmlab.world import V1, V2
 
 # answers that are photographs: many tokens would do nearly as well as the true one, so their loss is mostly
 # noise
 PHOTOGRAPHS = {"derain": 0.3, "motion": 0.4}
 SHARES = {"segmentation": 0.30, "selection": 0.22, "pose": 0.28, "derain": 0.06, "motion": 0.14}
+SHARES_V2 = {
+    "segmentation": 0.22,
+    "semantic": 0.16,
+    "selection": 0.18,
+    "category": 0.06,
+    "pose": 0.24,
+    "derain": 0.05,
+    "motion": 0.09,
+}
+SHARES_OF = {V1.version: SHARES, V2.version: SHARES_V2}  # the training mix of each version of mini-world
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def train(
         new_lvm,
         sentence_seed,
     )
-    from lvmlab.training.recipe import LVMRecipe
+    from lvmlab.training.recipe import SHARES_OF, LVMRecipe
     from lvmlab.training.sampler import SentenceSampler
     from lvmlab.utils.device import default_device
     from lvmlab.world import of_size
@@ -120,8 +120,10 @@ def train(
         compile_layers(lvm)
 
     # sentences
+    mixture = Mixture("balanced", temperature=2.0)
     if store is None:
         laws = of_size(tok.size)
+        mixture = Mixture("balanced", weights=SHARES_OF[laws.version])
         worlds = [World(task, groups, laws=laws) for task in laws.trained]
         build(folder / "store", tok, worlds, rank=state.process_index, ranks=state.num_processes)
         state.wait_for_everyone()
@@ -133,7 +135,7 @@ def train(
     recipe = LVMRecipe(
         tokens=tokens,
         phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
-        mixture=Mixture("balanced", temperature=2.0) if store else LVMRecipe.mixture,
+        mixture=mixture,
         on_policy=on_policy,
     )
     seed = sentence_seed(lvm, config.seed)
