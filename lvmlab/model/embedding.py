@@ -1,7 +1,7 @@
 """DeLVM's input embedding in two factors: the tokenizer's codebook, frozen, then one learned linear layer.
 
 At 8192 codes of 64 numbers and a width of 2048 it trains 0.13M parameters where a free embedding trains
-16.8M. A plain LLaMA stores the product, which `fold` computes; `lvmlab.training.lvm.load_lvm` calls it.
+16.8M. A plain LLaMA stores the product, which `fold` computes; `lvmlab.training.export.load_lvm` calls it.
 """
 
 import torch

@@ -251,7 +251,7 @@ def training(
             "weights": token_weights(names, pairs, n, LVMRecipe(), {name: 2 for name in names}),
         }
 
-    def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in lvm_train.train_lvm
+    def loss(model, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:  # as in `train_lvm`
         return model(batch["tokens"], batch["tokens"], batch["weights"]), {
             "items": float(batch["tokens"].numel())
         }
