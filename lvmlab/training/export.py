@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lvmlab.model.embedding import fold
 from lvmlab.model.lora import merge
 from lvmlab.model.lvm import LVM
-from lvmlab.tokenizer.tokenizer import Tokenizer
+from lvmlab.tokenizer.tokenizer import NETWORKS, Tokenizer
 from lvmlab.training.checkpoints import load_checkpoint, read_log
+from lvmlab.utils import paths
 
 
 def stages(folder: str | Path) -> list[dict]:
@@ -107,7 +108,7 @@ def card(model: LVM, name: str) -> str:
     made, tokenizer = training["stages"], training["store"]["tokenizer"]
     mixture = training["recipe"].get("mixture", {})
     shares = training["recipe"].get("shares") or mixture.get("weights") or mixture["scheme"]
-    ours = tokenizer == Tokenizer.from_pretrained("mini", device="cpu").fingerprint
+    shipped = shipped_tokenizer(tokenizer)
 
     # the data, and whether all of it is mini-world's
     origins = training["store"].get("tasks", {"": training["store"]})
@@ -121,12 +122,12 @@ def card(model: LVM, name: str) -> str:
         (Path(__file__).parent / "cards" / "lvm.md")
         .read_text(encoding="utf-8")
         .format(
-            licence="apache-2.0" if ours and known else "other",
+            licence="apache-2.0" if shipped and known else "other",
             name=name,
             how=_how(training),
-            terms=_terms(training, ours, known),
+            terms=_terms(training, shipped is not None, known),
             hours=sum(stage["hours"] for stage in made),
-            tokenizer="mini" if ours else "FOLDER",
+            tokenizer=shipped or "FOLDER",
             fingerprint=tokenizer,
             millions=model.num_parameters / 1e6,
             context=model.max_seq_len,
@@ -138,6 +139,18 @@ def card(model: LVM, name: str) -> str:
             shares=json.dumps(shares),
         )
     )
+
+
+def shipped_tokenizer(fingerprint: str) -> str | None:
+    """The name of the shipped tokenizer with this fingerprint; None for a tokenizer from elsewhere."""
+    for path in sorted((paths.assets() / "models").glob("*/config.json")):
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        if (
+            kind in NETWORKS
+            and Tokenizer.from_pretrained(path.parent, device="cpu").fingerprint == fingerprint
+        ):
+            return path.parent.name
+    return None
 
 
 def _how(training: dict) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from lvmlab.distillation.cache import FrozenSentences
 from lvmlab.distillation.objectives import Distillation, check_predictions, distillation_loss
@@ -201,13 +202,21 @@ def lvm_identity(
     teacher: LVM | None,
 ) -> dict:
     """All that decides a training's outcome besides its `TrainConfig`."""
-    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in _NOT_SHAPE}
-    shape = LVM_PRESETS.get(model.shape)
-    same = shape is not None and shape.vocab_size == model.vocab_size
-    identity = {"shape": model.shape if same else config, **batches.identity, **model.preparation}
+    identity = {"shape": shape_identity(model), **batches.identity, **model.preparation}
     if "start" in model.preparation:
         identity["stages"] = earlier_stages(model)
     if distillation is not None:
         identity["distillation"] = distillation.identity
         identity["teacher"] = teacher.fingerprint() if teacher else identity.get("teacher")
     return identity
+
+
+def shape_identity(model: LVM) -> str | dict:
+    """The name of the model's shape where nothing of it was changed, else its configuration."""
+
+    def fields(config: LlamaConfig) -> dict:
+        return {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_SHAPE}
+
+    preset = LVM_PRESETS.get(model.shape)
+    same = preset and fields(preset.to_llama(lvm_shape=model.shape)) == fields(model.config)
+    return model.shape if same else fields(model.config)
