@@ -1,8 +1,8 @@
-"""Re-keys stored runs after a field of their configuration was renamed: `python assets/rekey.py [FOLDER ...]`.
+"""Re-keys stored runs whose configuration has renamed fields: `python assets/rekey.py [FOLDER ...]`.
 
-A run's name is the hash of its configuration, so a field's new name changes it. The tables below hold every change of
-a name, a room at a time; a run that already has the new names stays as it is. Without a folder the script goes through
-the shipped runs and those in the user's cache.
+A run's name is the hash of its configuration, so a field's new name changes it. The tables below hold every
+change of a name, a room at a time. A run that already has the new names stays as it is. Without a folder the
+script goes through the shipped runs and those in the user's cache.
 """
 
 import json
@@ -40,6 +40,18 @@ RENAMED: list[tuple[str, str, dict[str, str]]] = [
     # distillation
     # training
     # studies
+    ("probing", "", {"few": "tenth"}),
+    (
+        "probing",
+        "setting",
+        {
+            "times": "placements",
+            "few": "tenth_per_class",
+            "seen": "probe_placements",
+            "most": "max_per_class",
+            "fashion": "fashion_per_class",
+        },
+    ),
 ]
 
 # (study, field with dots before it, {former value: value}), in the new names of fields
@@ -58,7 +70,7 @@ ADDED: list[tuple[str, str, dict]] = []
 
 
 def distillation(config: dict) -> dict:
-    """A configuration of the study of distillation, whose objective became a `Distillation` and `on_policy`."""
+    """A configuration of distillation, whose objective became a `Distillation` and `on_policy`."""
     if "objective" not in config:
         return config
     former = config.pop("objective")

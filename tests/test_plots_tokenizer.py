@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -89,7 +90,7 @@ def test_every_figure_stands_on_white(tokenizer, record):
         draw.reach_map(study.reach(tokenizer, pictures(1))[0]),
         draw.codebook_sheet(tokenizer, use, columns=4),
         draw.use_curves({"all": use, "natural": use}),
-        draw.carries_chart(rows),
+        draw.carries_chart(pd.DataFrame(rows)),
         draw.photograph_chart(tokenizer, ["gcompris-a-cow", "b", "c"], pictures()),
         draw.picture_rows({"a": pictures(), "b": pictures()}),
         draw.vq_fsq_chart(record),
@@ -198,14 +199,12 @@ def test_what_tokens_carry_of_perfect_codes():
             return x
 
     rows = study.carries(Perfect(), count=2)
-    tokens = [r for r in rows if r["code"] == "tokens"]
-    assert len(rows) == 10 and all(r["low"] <= r["score"] <= r["high"] for r in rows)
-    assert (
-        study.pick(rows, "two-colour masks", "IoU")["score"] > 0.99
-        and study.pick(rows, "skeletons", "PCK@0.1")["score"] > 0.7
-    )
-    assert all(r["score"] == pytest.approx(60) for r in tokens if r["metric"] == "PSNR")
-    assert study.pick(rows, "two-colour masks", "IoU", "mean colours")["score"] < 0.99
+    assert len(rows) == 10 and ((rows.low <= rows.score) & (rows.score <= rows.high)).all()
+    scores = rows.set_index(["kind", "metric", "code"]).score
+    assert scores["two-colour masks", "IoU", "tokens"] > 0.99
+    assert scores["skeletons", "PCK@0.1", "tokens"] > 0.7
+    assert list(scores[:, "PSNR", "tokens"]) == pytest.approx([60] * 3)
+    assert scores["two-colour masks", "IoU", "mean colours"] < 0.99
 
 
 def test_photographs_are_whole_splits():

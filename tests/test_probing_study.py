@@ -17,7 +17,7 @@ from lvmlab.model.lvm import LVM
 from lvmlab.training.aim import load_patchlm
 from lvmlab.utils import paths
 
-TINY = replace(study.SCALES["smoke"], most=1, steps=2, epochs=1)
+TINY = replace(study.SCALES["smoke"], max_per_class=1, steps=2, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def records():
         )
         level = 0.12 if name in draw.FLOORS else 0.3
 
-        def told(kind, count=count, level=level):
+        def probed(kind, count=count, level=level):
             truth, classes = (np.repeat(range(10), 4), 10) if kind == "fashion" else (objects, 25)
             scores = level + 0.15 * np.sin(np.linspace(0, 2.5, count)) + rng.normal(0, 0.01, count)
             right = np.where(rng.random(len(truth)) < 3 * level, truth, rng.integers(0, classes, len(truth)))
@@ -52,7 +52,7 @@ def records():
                 {
                     "seed": seed,
                     "objective": 0.5 + rng.random() / 5,
-                    **{kind: told(kind) for kind in arm.probes},
+                    **{kind: probed(kind) for kind in arm.probes},
                 }
                 for seed in range(3)
             ],
@@ -65,7 +65,7 @@ def test_arms_differ_in_what_they_say_alone():
     whole = study.config("aim-mini", TINY)
     assert len({json.dumps(study.config(name, TINY)) for name in names}) == len(names)
     assert all(
-        study.config(name, TINY) | {k: whole[k] for k in ("arm", "patches", "few", "trained", "probes")}
+        study.config(name, TINY) | {k: whole[k] for k in ("arm", "patches", "tenth", "trained", "probes")}
         == whole
         for name in names
     )
@@ -103,7 +103,7 @@ def test_arms_train_and_are_probed_and_what_is_stored_is_found_again(cache, monk
 
 @pytest.mark.skipif(not labelled.DEBIAN.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_fashion_is_scored_without_its_files(cache, monkeypatch):
-    asked = replace(TINY, fashion=2)
+    asked = replace(TINY, fashion_per_class=2)
     found = {"pixels": study.arm("pixels", asked)}
     test = study.pictures("test", asked, "fashion")
     predicted = np.array(found["pixels"]["result"][1]["fashion"]["predicted"])

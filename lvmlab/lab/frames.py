@@ -3,6 +3,8 @@
 Filter, plot and export them with pandas: ``evaluation("mini-teacher").query("primary and examples == 3")``.
 """
 
+import math
+
 import pandas as pd
 
 from lvmlab.lab import runs
@@ -73,20 +75,47 @@ def trainings(records: dict[str, dict]) -> pd.DataFrame:
 
 
 def _graded(row: dict) -> dict:
-    found = {name: row[name] for name in ("metric", "score", "ceiling", "skill") if name in row}
-    return found | ({"floor": row["floors"][row["best_floor"]]} if "floors" in row else {})
+    columns = {name: row[name] for name in ("metric", "score", "ceiling", "skill") if name in row}
+    return columns | ({"floor": row["floors"][row["best_floor"]]} if "floors" in row else {})
 
 
 def curves(records: dict[str, dict]) -> pd.DataFrame:
-    """The curves of a study's trainings: ``arm``, ``seed``, ``step``, ``task``, ``loss`` (nats a token)."""
-    return pd.DataFrame(
-        {"arm": arm, "seed": training["seed"], "step": point["step"], "task": task, "loss": loss}
-        for arm, record in records.items()
-        for training in record["result"]
-        for point in training["curve"]
-        for task, loss in point.items()
-        if task in tasks.TASKS
-    )
+    """The curves of a study's trainings on val.
+
+    Args:
+        records: Runs by the name of their arm.
+
+    Returns:
+        ``arm``, ``seed``, ``step``, ``task``, ``loss`` (nats a token), and ``share``: the task's share of the
+        sentences since the point before, where the study notes it.
+    """
+    rows = []
+    for arm, record in records.items():
+        for training in record["result"]:
+            for point in training["curve"]:
+                shares = point.get("shares")
+                row = {"arm": arm, "seed": training["seed"], "step": point["step"]}
+                for task in tasks.TASKS.keys() & point.keys():
+                    share = shares.get(task, 0.0) if shares else math.nan
+                    rows.append(row | {"task": task, "loss": point[task], "share": share})
+    return pd.DataFrame(rows)
+
+
+def best_points(rows: pd.DataFrame) -> pd.DataFrame:
+    """The lowest point of each curve beside its end.
+
+    The prompts that choose the point are those that it is scored on, so ``best`` is slightly optimistic.
+
+    Args:
+        rows: Of `curves`.
+
+    Returns:
+        ``arm``, ``seed``, ``task``; ``best`` and ``end``, nats a token; ``step`` of the best point.
+    """
+    training = ["arm", "seed", "task"]
+    lowest = rows.loc[rows.groupby(training, sort=False).loss.idxmin()].set_index(training)
+    ends = rows.groupby(training, sort=False).loss.last()
+    return lowest[["step", "loss"]].rename(columns={"loss": "best"}).assign(end=ends).reset_index()
 
 
 def markdown(frame: pd.DataFrame) -> str:

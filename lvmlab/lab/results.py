@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from lvmlab.lab import frames, runs, targets
-from lvmlab.lab.frames import markdown, scores_table, settings_table
+from lvmlab.lab.frames import interval, markdown, scores_table, settings_table
 from lvmlab.lab.studies import balancing, common, distillation, probing, scaling
 from lvmlab.lab.studies import tokenizer as quantisers
 from lvmlab.utils import paths
@@ -47,8 +47,8 @@ def evaluations() -> Iterator[str]:
     yield "## What the models reach"
     yield (
         "Test prompts of each task, three examples each; an answer is the mean picture of four that the "
-        "model samples. The *ceiling* is the true label after the tokenizer's round trip, a *floor* an answer "
-        "that needs no model. *Skill* = (score - best floor) / (ceiling - best floor). Intervals are "
+        "model samples. The *ceiling* is the true label after the tokenizer's round trip, a *floor* an "
+        "answer that needs no model. *Skill* = (score - best floor) / (ceiling - best floor). Intervals are "
         "bootstraps over sources."
     )
     for record in evaluated():
@@ -104,6 +104,10 @@ def training_row(name: str) -> dict[str, str]:
 def trained() -> Iterator[str]:
     yield "## What each model was trained on"
     yield markdown(trainings_table())
+    yield (
+        "The distilled student read more tokens than the student alone: their difference is not the "
+        "teacher's alone. The study of distillation compares equal tokens."
+    )
 
 
 # Studies
@@ -130,6 +134,8 @@ def studies() -> Iterator[str]:
         f"seeds. {common.provenance(records)}."
     )
     yield markdown(common.table(frames.trainings(records), balancing.TASKS))
+    yield "`balanced, 10 copies` and `balanced, augmented` draw derain from the same ten copies."
+    yield from balancing_verdicts(records)
 
     records = shipped("distillation", distillation.SCALES["study"], distillation.ARMS)
     yield "## Distillation: what does a small student learn from a large teacher?"
@@ -140,6 +146,11 @@ def studies() -> Iterator[str]:
     yield "## Scaling: what do more parameters and tokens buy?"
     yield f"Intervals over seeds. {common.provenance(records)}."
     yield scaling.table(records)
+    points = scaling.points(records)
+    yield "How well the law fits when its floor E is held; errors of the loss are relative:"
+    yield markdown(texts(scaling.profile(points), "{:.1f}", "{:.1%}", "{:.1%}"))
+    yield "Rank correlation of mean loss and mean skill, both of the same answers:"
+    yield markdown(texts(scaling.correlations(points), "{}", "{}", "{:.2f}"))
 
     records = shipped("probing", probing.SCALES["study"], probing.ARMS)
     yield "## Representations: what do the features know?"
@@ -149,12 +160,70 @@ def studies() -> Iterator[str]:
         f"seeds. {common.provenance(records)}."
     )
     yield markdown(probing.printed(probing.table(records)))
+    yield "Correlation of the loss of pre-training and accuracy, two sizes by two amounts of data:"
+    yield markdown(texts(probing.correlations(records), "{}", "{}", "{}", "{:+.2f}"))
 
     record = runs.find(quantisers.STUDY)
     yield "## Tokenizers: a learned codebook (VQ) beside a fixed grid (FSQ)"
     config = record["config"]
     yield f"{config['seeds']} seeds each, {config['steps']} steps; intervals over seeds; {caption(record)}"
     yield markdown(quantisers.table(record))
+
+
+def balancing_verdicts(records: dict[str, dict]) -> Iterator[str]:
+    """What the losses are to be read against, the best val point beside the end, and effects with their
+    tests.
+    """
+    curves = frames.curves(records)
+    points = frames.best_points(curves)
+    untrained = balancing.never_trained(curves[curves.arm.str.startswith("sequential")])
+    yield "A model that was never trained on the task has these losses; guessing costs 6.93 nats a token:"
+    cells = [interval(row.mean, row.low, row.high) for row in untrained.itertuples(index=False)]
+    yield markdown(pd.DataFrame({"task": untrained.task, "nats (95 %)": cells}))
+
+    yield (
+        "The lowest point of each curve beside its end, on 32 val prompts, which also choose the point. "
+        "Arms that learn scarce pairs by heart end above their best point, some above a model never trained on the "
+        "task."
+    )
+    means = points.groupby(["arm", "task"], sort=False)[["best", "end"]].mean()
+    pairs = [f"{row.best:.2f} / {row.end:.2f}" for row in means.itertuples()]
+    lines = means.assign(cell=pairs).reset_index().pivot(index="arm", columns="task", values="cell")
+    lines = lines.loc[points.arm.unique(), list(balancing.TASKS)]
+    yield markdown(lines.rename(columns=lambda task: f"{task}: best / end").rename_axis("arm").reset_index())
+
+    yield (
+        "Effects of sampling and augmentation. The mean over tasks is the primary outcome. Tasks are "
+        "secondary: their p-values are corrected by Holm."
+    )
+    rows = frames.trainings(records)
+    measures = {
+        "loss at the end": (rows, "loss"),
+        "loss at the best point": (points, "best"),
+        "skill": (rows, "skill"),
+    }
+    for name, (frame, measure) in measures.items():
+        parts = [balancing.primary_effects(frame, measure), balancing.effects(frame, measure)]
+        lines = pd.concat(parts)
+        cells = [interval(row.mean, row.low, row.high) for row in lines.itertuples(index=False)]
+        yield f"Outcome: {name}."
+        yield markdown(
+            pd.DataFrame(
+                {
+                    "task": lines.task,
+                    "effect": lines.effect,
+                    "change (95 %)": cells,
+                    "p": lines.p.map("{:.3f}".format),
+                }
+            )
+        )
+
+
+def texts(frame: pd.DataFrame, *formats: str) -> pd.DataFrame:
+    """A frame's columns as texts, each by its format."""
+    return pd.DataFrame(
+        {name: frame[name].map(form.format) for name, form in zip(frame.columns, formats, strict=True)}
+    )
 
 
 # Speed

@@ -200,7 +200,10 @@ def _files(pattern: str) -> Iterator[tuple[str, Path]]:
 
 
 def _records(pattern: str, *places: str) -> Iterator[tuple[str, Path, dict]]:
-    """Where each run is stored, its file and its record. A damaged file is named in a warning and left out."""
+    """Where each run is stored, its file and its record.
+
+    A damaged file is named in a warning and left out.
+    """
     for where, path in _files(pattern):
         if places and where not in places:
             continue

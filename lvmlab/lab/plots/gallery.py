@@ -1,6 +1,4 @@
-"""The failure gallery: the worst answers of each task, by its own score. What a model cannot do yet is found
-here first.
-"""
+"""The failure gallery: the worst answers of each task, by its own score."""
 
 import json
 from pathlib import Path
@@ -20,12 +18,12 @@ def worst(scores: np.ndarray, sources: list[str], count: int) -> list[int]:
     """The prompts of the lowest scores, lowest first, one a source: a hard photograph must not fill the
     gallery.
     """
-    found, seen = [], set()
+    places, seen = [], set()
     for index in np.argsort(scores, kind="stable"):
         if sources[index] not in seen:
             seen.add(sources[index])
-            found.append(int(index))
-    return found[:count]
+            places.append(int(index))
+    return places[:count]
 
 
 def gallery(
@@ -41,15 +39,15 @@ def gallery(
             raise FileNotFoundError(
                 f"{folder} holds no answers of {name} to {job.task}: run `lvmlab evaluate` first"
             )
-        part, asked = json.loads(path.read_text(encoding="utf-8")), sentences(job)
-        chosen = worst(np.array(part["scores"]), [s.pairs[-1].source for s in asked], count)
+        part, prompts = json.loads(path.read_text(encoding="utf-8")), sentences(job)
+        chosen = worst(np.array(part["scores"]), [s.pairs[-1].source for s in prompts], count)
         answers = mean_pictures(tokenizer, torch.tensor([part["tokens"][i] for i in chosen]))
         metric = part["rows"][0]["metric"]
         scored = ", ".join(f"{part['scores'][i]:.2f}" for i in chosen)
         blocks.append(
             (
                 f"{job.task}: the worst of {job.prompts}, {metric} {scored}",
-                [asked[i] for i in chosen],
+                [prompts[i] for i in chosen],
                 [{"answer": a} for a in answers],
             )
         )

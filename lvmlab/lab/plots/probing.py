@@ -22,8 +22,8 @@ def layers_chart(records: dict[str, dict]) -> Figure:
     """Balanced accuracy on the test pictures by depth (0: the first block, 1: the last), a panel a probe:
     mean of the seeds, and their range.
     """
-    asked = [kind for kind in PROBES if any(kind in kinds(record) for record in records.values())]
-    figure, axes = subplots(1, len(asked), 4.6 * len(asked), 4.6)
+    panels = [kind for kind in PROBES if any(kind in kinds(record) for record in records.values())]
+    figure, axes = subplots(1, len(panels), 4.6 * len(panels), 4.6)
     colours = iter(
         (
             "#0072b2",
@@ -40,15 +40,13 @@ def layers_chart(records: dict[str, dict]) -> Figure:
     )
     for name, record in records.items():
         colour = "grey" if name in FLOORS else next(colours)
-        for axis, kind in zip(axes, asked, strict=True):
+        for axis, kind in zip(axes, panels, strict=True):
             if kind in kinds(record):
-                found = np.array(
-                    [[block["score"] for block in row[kind]["blocks"]] for row in record["result"]]
-                )  # (seeds, blocks)
-                depth = np.linspace(0, 1, found.shape[1]) if found.shape[1] > 1 else np.array([0.0, 1.0])
-                mean, low, high = (
-                    np.broadcast_to(v, depth.shape) for v in (found.mean(0), found.min(0), found.max(0))
-                )
+                rows = record["result"]
+                scores = np.array([[block["score"] for block in row[kind]["blocks"]] for row in rows])
+                depth = np.linspace(0, 1, max(2, scores.shape[1]))  # one block alone is a level line
+                lines = (scores.mean(0), scores.min(0), scores.max(0))
+                mean, low, high = (np.broadcast_to(line, depth.shape) for line in lines)
                 axis.plot(
                     depth,
                     mean,
@@ -59,7 +57,7 @@ def layers_chart(records: dict[str, dict]) -> Figure:
                     label=name.removesuffix(" by patches"),
                 )
                 axis.fill_between(depth, low, high, color=colour, alpha=0.13, lw=0)
-    for axis, kind in zip(axes, asked, strict=True):
+    for axis, kind in zip(axes, panels, strict=True):
         axis.set(title=PROBES[kind], xlabel="depth: first block to last", xlim=(-0.03, 1.03))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("balanced accuracy")
@@ -73,9 +71,9 @@ def objective_chart(records: dict[str, dict]) -> Figure:
     """AIM's second finding: balanced accuracy against the loss of pre-training on unseen objects, one dot a
     training, 2 sizes x 2 data sizes.
     """
-    asked = kinds(records[GRID[0]])
-    figure, axes = subplots(1, len(asked), 4.3 * len(asked), 3.8)
-    for axis, kind in zip(axes, asked, strict=True):
+    panels = kinds(records[GRID[0]])
+    figure, axes = subplots(1, len(panels), 4.3 * len(panels), 3.8)
+    for axis, kind in zip(axes, panels, strict=True):
         for name in GRID:
             points = np.array(
                 [

@@ -34,8 +34,8 @@ def entropy_maps(pictures: dict[str, np.ndarray], entropies: dict[str, np.ndarra
     figure, axes = _row([*pictures.values(), *blank], [*pictures, *entropies], 1.9)
     maps = [np.reshape(values, (round(len(values) ** 0.5), -1)) for values in entropies.values()]
     for axis, values in zip(axes[len(pictures) :], maps, strict=True):
-        drawn = axis.imshow(values, vmin=0, vmax=np.max(maps), extent=(0, 1, 0, 1))
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="nats")
+        image = axis.imshow(values, vmin=0, vmax=np.max(maps), extent=(0, 1, 0, 1))
+    figure.colorbar(image, ax=axes, shrink=0.8, label="nats")
     return figure
 
 
@@ -50,12 +50,12 @@ def alternatives_chart(ids, probabilities, patches: np.ndarray) -> Figure:
     )[0]
 
 
-def attention_map(asked: Sentence, answer: np.ndarray, weights: np.ndarray, tokens: int) -> Figure:
+def attention_map(prompt: Sentence, answer: np.ndarray, weights: np.ndarray, tokens: int) -> Figure:
     """Attention (T,) laid over the prompt's pictures and the answer uint8 (S, S, 3), ``tokens`` of it a
     picture; each is titled with its share.
     """
-    pictures, grid = [*asked.pictures()[:-1], answer], round(tokens**0.5)
-    names = [f"{side} {i + 1}" for i in range(len(asked.pairs) - 1) for side in ("image", "label")] + [
+    pictures, grid = [*prompt.pictures()[:-1], answer], round(tokens**0.5)
+    names = [f"{side} {i + 1}" for i in range(len(prompt.pairs) - 1) for side in ("image", "label")] + [
         "query",
         "answer",
     ]

@@ -6,6 +6,7 @@ import io
 import time
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -52,10 +53,10 @@ def one_token(tokenizer: Tokenizer, tokens: Tensor, position: int, code: int) ->
     figure, axes = subplots(1, 3, 9, 3.1)
     show_picture(axes[0], before, "decoded")
     show_picture(axes[1], after, f"token {position}: code {tokens[position]} made {code}")
-    drawn = axes[2].imshow(255 * (after - before).abs().mean(0).cpu(), cmap="magma", vmin=0)
+    image = axes[2].imshow(255 * (after - before).abs().mean(0).cpu(), cmap="magma", vmin=0)
     axes[2].set(title="difference, grey levels of 255", xticks=[], yticks=[])
     axes[2].title.set_fontsize(10)
-    figure.colorbar(drawn, ax=axes[2], shrink=0.8)
+    figure.colorbar(image, ax=axes[2], shrink=0.8)
     for axis in axes:
         _frame_token(axis, position, tokenizer)
     return figure
@@ -67,7 +68,7 @@ def reach_map(relative: np.ndarray) -> Figure:
 
     figure, axis = subplots(1, 1, 4.6, 3.8)
     half = relative.shape[0] // 2
-    drawn = axis.imshow(
+    image = axis.imshow(
         np.maximum(relative, 1e-4),
         cmap="magma",
         norm=LogNorm(),
@@ -76,7 +77,7 @@ def reach_map(relative: np.ndarray) -> Figure:
     frame_cell(axis, (-0.5, -0.5), 1)
     axis.set(xlabel="tokens to the right", ylabel="tokens below", title="how far one token reaches")
     axis.set(xticks=range(1 - half, half, 2), yticks=range(1 - half, half, 2))
-    figure.colorbar(drawn, ax=axis, label="squared change (mean 1)")
+    figure.colorbar(image, ax=axis, label="squared change (mean 1)")
     return figure
 
 
@@ -125,31 +126,27 @@ def use_curves(uses: dict[str, Use]) -> Figure:
     return figure
 
 
-def carries_chart(rows: list[dict]) -> Figure:
+def carries_chart(rows: pd.DataFrame) -> Figure:
     """`carries`' rows: PSNR of each kind, and the scores of masks and skeletons, with their intervals."""
     figure, axes = subplots(1, 2, 9.6, 3.6, width_ratios=(3, 2))
-    for axis, own in zip(axes, (False, True), strict=True):
-        mine = [r for r in rows if (r["metric"] != "PSNR") == own]
-        kinds = list(dict.fromkeys(r["kind"] for r in mine))
-        for i, code in enumerate(dict.fromkeys(r["code"] for r in mine)):
-            part = [next(r for r in mine if (r["kind"], r["code"]) == (kind, code)) for kind in kinds]
-            x, heights = np.arange(len(kinds)) + (i - 0.5) * 0.4, [r["score"] for r in part]
-            error = [[r["score"] - r["low"] for r in part], [r["high"] - r["score"] for r in part]]
-            axis.bar(x, heights, 0.38, yerr=error, capsize=4, color=COLOURS[code], label=f"as {code}")
-            for at, r in zip(x, part, strict=True):
-                ink, text = (
-                    "white" if code == "tokens" else "black",
-                    f"{r['score']:.2f}" if own else f"{r['score']:.1f}",
-                )
-                axis.text(at, 0.02 * axis.get_ylim()[1], text, ha="center", fontsize=8, color=ink)
-        labels = [f"{k}\n{next(r['metric'] for r in mine if r['kind'] == k)}" if own else k for k in kinds]
-        axis.set_xticks(range(len(kinds)), labels)
-        axis.set_ylabel("score, 1 is perfect" if own else "PSNR (dB)")
+    pixel, meaning = rows[rows.metric == "PSNR"], rows[rows.metric != "PSNR"]
+    for axis, panel, digits in ((axes[0], pixel, 1), (axes[1], meaning, 2)):
+        for i, (code, bars) in enumerate(panel.groupby("code", sort=False)):
+            x, error = np.arange(len(bars)) + (i - 0.5) * 0.4, [bars.score - bars.low, bars.high - bars.score]
+            axis.bar(x, bars.score, 0.38, yerr=error, capsize=4, color=COLOURS[code], label=f"as {code}")
+            ink = "white" if code == "tokens" else "black"
+            for place, score in zip(x, bars.score, strict=True):
+                y, text = 0.02 * axis.get_ylim()[1], f"{score:.{digits}f}"
+                axis.text(place, y, text, ha="center", fontsize=8, color=ink)
+    axes[0].set_xticks(range(pixel.kind.nunique()), pixel.kind.unique())
+    names = (meaning.kind + "\n" + meaning.metric).unique()
+    axes[1].set_xticks(range(len(names)), names)
+
+    axes[0].set(ylabel="PSNR (dB)", ylim=(0, 1.25 * pixel.high.max()))
+    axes[1].set(ylabel="score, 1 is perfect", ylim=(0, 1.05))
     axes[0].legend(frameon=False, fontsize=8, loc="upper right")
     axes[0].set_title("faithful to the pixel", fontsize=10)
     axes[1].set_title("faithful to the meaning", fontsize=10)
-    axes[1].set_ylim(0, 1.05)
-    axes[0].set_ylim(0, 1.25 * max(r["high"] for r in rows if r["metric"] == "PSNR"))
     return figure
 
 

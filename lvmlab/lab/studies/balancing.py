@@ -1,14 +1,10 @@
 """Does augmentation balance a long tail? DeLVM's section 3.2 and figures 2 and 3, on mini-world with one.
 
-    lvmlab study balancing [--scale smoke]    # every arm and seed that is not stored; goes on
-    where it was stopped
+    lvmlab study balancing [--scale smoke]    # computes every arm and seed that is not stored; resumes
 
-Much segmentation, little derain, and pose of few pairs from few bodies on few photographs. Every arm trains
-the same small model from the
-same seeds on as many tokens at a constant learning rate; what differs is which task the next sentence is of,
-and from which rows it is made.
-mini-world itself varies crop and place when a pair is rendered; a pair that is rendered once and kept is one
-pair, as in a data set.
+Segmentation has many pairs, derain few, and pose very few pairs from few bodies on few photographs. Every arm
+trains the same small model from the same seeds on as many tokens at a constant learning rate. Arms differ in
+the task of the next sentence and in the rows it is made from. A pair is rendered once, as in a data set.
 """
 
 import functools
@@ -37,17 +33,21 @@ from lvmlab.utils.device import precision
 STUDY, VERSION = "balancing", 1
 TASKS = ("segmentation", "derain", "pose")
 PAIRS = {"segmentation": 2000, "derain": 300, "pose": 75}  # the long tail
-FEW = {"derain": (("photographs", 30),), "pose": (("bodies", 10), ("photographs", 10))}
+LIMITS = {"derain": (("photographs", 30),), "pose": (("bodies", 10), ("photographs", 10))}
 COPIES = {"derain": 10, "pose": 30}
 EVEN = dict.fromkeys(TASKS, 1.0)
-CURVE = 32  # val prompts that the curves are of
-SHOWN = 3  # first val prompts of each task whose answers are kept, of the first seed
+CURVE = 32  # val prompts of a curve
+ANSWERS = 3  # val prompts of each task whose answers are stored, of the first seed
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to balance. full: as many real pairs of every task as of segmentation, from all sources: what
-    augmentation stands in for.
+    """A way to balance.
+
+    Attributes:
+        mixture: Which task and which rows the next sentence is of.
+        full: As many real pairs of every task as of segmentation, from all sources: the data that
+            augmentation replaces.
     """
 
     mixture: Mixture
@@ -59,9 +59,8 @@ ARMS = {
     "natural, augmented": Arm(Mixture("mixture", weights=PAIRS)),
     "balanced": Arm(Mixture("balanced", weights=EVEN)),
     "balanced, augmented": Arm(Mixture("mixture", weights=EVEN)),
-    "balanced, 10 copies": Arm(
-        Mixture("mixture", weights=EVEN, copies=10)
-    ),  # the paper's mixture: some of both
+    # the paper's mixture: some of both
+    "balanced, 10 copies": Arm(Mixture("mixture", weights=EVEN, copies=10)),
     "balanced, 3 copies": Arm(Mixture("mixture", weights=EVEN, copies=3)),
     "balanced, real data": Arm(Mixture("balanced", weights=EVEN), full=True),
     "sequential: segmentation, derain, pose": Arm(Mixture("sequential", order=TASKS)),
@@ -78,8 +77,17 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A scale of the study. shrink divides the pairs of every task; curve: how often each task's loss is
-    taken in a training.
+    """A scale of the study.
+
+    Attributes:
+        steps: Of a training.
+        tokens: A step.
+        seeds: Trainings of an arm.
+        shrink: Divides the pairs of every task.
+        prompts: Scored in each task.
+        curve: Points of a training's curve.
+        lr: The constant learning rate.
+        precision: auto, fp32 or bf16.
     """
 
     steps: int = 2000
@@ -93,11 +101,9 @@ class Setting:
 
     def pairs(self, task: str, full: bool) -> tuple[int, int]:
         """Groups, and pairs a group, of a task: groups of 15 or 16 share an encoding."""
-        wanted, group = (
-            PAIRS["segmentation" if full else task] // self.shrink,
-            16 if task == "segmentation" else 15,
-        )
-        return max(1, wanted // group), group
+        pairs = PAIRS["segmentation" if full else task] // self.shrink
+        group = 16 if task == "segmentation" else 15
+        return max(1, pairs // group), group
 
 
 SCALES = {
@@ -117,7 +123,7 @@ def config(arm: str, setting: Setting, split: str = "val") -> dict:
         "shape": asdict(MICRO),
         "tokenizer": tokenizer,
         "pairs": PAIRS,
-        "limit_sources": FEW,
+        "limit_sources": LIMITS,
         "copies": COPIES,
         "split": split,
     }
@@ -129,7 +135,7 @@ def store(setting: Setting, full: bool) -> Path:
     worlds = []
     for task in TASKS:
         groups, pairs = setting.pairs(task, full)
-        worlds.append(World(task, groups, pairs=pairs, limit_sources=() if full else FEW.get(task, ())))
+        worlds.append(World(task, groups, pairs=pairs, limit_sources=() if full else LIMITS.get(task, ())))
     build(folder, Tokenizer.from_pretrained("mini"), worlds, copies={} if full else COPIES)
     return folder
 
@@ -137,50 +143,52 @@ def store(setting: Setting, full: bool) -> Path:
 def arm(
     name: str, setting: Setting, split: str = "val", *, again: bool = False, compiled: bool = False
 ) -> dict:
-    """The stored run of an arm, or a new one. split: "val" to choose by; "test" once, for the arm that was
-    chosen. compiled: see `train_lvm`.
+    """The stored run of an arm, or a new one.
+
+    Args:
+        name: One of `ARMS`.
+        setting: Of `SCALES`.
+        split: "val" to choose by; "test" once, for the arm that was chosen.
+        again: Computes even where the run is stored.
+        compiled: Layers under torch.compile.
     """
     return runs.run(
         STUDY, config(name, setting, split), functools.partial(compute, compiled=compiled), again=again
     )
 
 
-def compute(wanted: dict, compiled: bool = False) -> list[dict]:
-    """One row a seed: {seed, seconds, counts, curve: [{step, TASK: cross entropy}], scores: rows of the
-    evaluation, losses, answers}.
+def compute(config: dict, compiled: bool = False) -> list[dict]:
+    """One row a seed: {seed, seconds, device, precision, curve: [{step, shares, TASK: cross entropy}]} and
+    `common.scored`.
     """
-    setting, chosen = Setting(**wanted["setting"]), ARMS[wanted["arm"]]
-    data, tokenizer = store(setting, chosen.full), Tokenizer.from_pretrained("mini")
-    asked = {
-        split: common.scorers(TASKS, setting.prompts, split, tokenizer) for split in {"val", wanted["split"]}
-    }
+    setting, tokenizer = Setting(**config["setting"]), Tokenizer.from_pretrained("mini")
+    splits = {"val", config["split"]}
+    scorers = {split: common.scorers(TASKS, setting.prompts, split, tokenizer) for split in splits}
+
     # one training serves both splits; its curve is always val's
-    folder = paths.cache() / "studies" / runs.key(STUDY, wanted | {"split": "val"})
-    return [
-        common.kept(
-            folder / f"seed-{seed}" / f"{wanted['split']}.json",
-            lambda seed=seed: _train(
-                wanted, setting, chosen, seed, data, asked, folder / f"seed-{seed}", compiled
-            ),
-        )
-        for seed in range(setting.seeds)
-    ]
+    folder = paths.cache() / "studies" / runs.key(STUDY, config | {"split": "val"})
+    rows = []
+    for seed in range(setting.seeds):
+        where = folder / f"seed-{seed}"
+        train = functools.partial(_train, config, setting, seed, scorers, where, compiled)
+        rows.append(common.resumed(where / f"{config['split']}.json", train))
+    return rows
 
 
 def _train(
-    wanted: dict,
+    config: dict,
     setting: Setting,
-    chosen: Arm,
     seed: int,
-    data: Path,
-    asked: dict[str, common.Scorers],
+    scorers: dict[str, common.Scorers],
     folder: Path,
     compiled: bool,
 ) -> dict:
-    print(f"{wanted['arm']}, seed {seed}")
-    recipe = LVMRecipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=chosen.mixture)
-    # every arm of a seed begins with the same weights; the rate stays, for where it falls the last task would
-    # be learned least
+    print(f"{config['arm']}, seed {seed}")
+    scheme = ARMS[config["arm"]]
+    data = store(setting, scheme.full)
+    recipe = LVMRecipe(tokens=setting.tokens, phases=((1.0, 4),), mixture=scheme.mixture)
+
+    # arms of a seed start with the same weights; under a falling rate the last task would be learned least
     training = TrainConfig(
         steps=setting.steps,
         lr=setting.lr,
@@ -192,25 +200,24 @@ def _train(
         log_every=max(1, setting.steps // setting.curve),
         save_every=max(1, setting.steps // 10),
     )
-    tokenizer = next(iter(asked["val"].values())).tokenizer
+    tokenizer = next(iter(scorers["val"].values())).tokenizer
     model = new_lvm(MICRO, tokenizer, seed=seed)
     log = train_lvm(
         compile_layers(model) if compiled else model,
         SentenceSampler(data, recipe, steps=setting.steps, seed=seed),
         folder,
         training,
-        on_log=lambda record, lvm: record.update(losses=common.losses(lvm, asked["val"], CURVE)),
+        on_log=lambda record, lvm: record.update(losses=common.losses(lvm, scorers["val"], CURVE)),
     )
-    found = common.scored(
-        load_lvm(folder), asked[wanted["split"]], name=wanted["arm"], shown=SHOWN if seed == 0 else 0
-    )
+    answers = ANSWERS if seed == 0 else 0
+    final = common.scored(load_lvm(folder), scorers[config["split"]], name=config["arm"], answers=answers)
     return {
         "seed": seed,
         "seconds": log[-1]["seconds"],
         "device": log[0]["device"],
         "precision": precision(setting.precision),
         "curve": [{"step": r["step"], "shares": r["shares"], **r["losses"]} for r in log],
-        **found,
+        **final,
     }
 
 
@@ -218,9 +225,8 @@ def realised(records: dict[str, dict]) -> pd.DataFrame:
     """The share of sentences that each task had, over the whole training and all seeds: arms by tasks."""
     shares = {}
     for name, record in records.items():
-        points = [
-            point["shares"] for row in record["result"] for point in row["curve"][1:]
-        ]  # the first: one batch
+        # the first point is of one batch
+        points = [point["shares"] for row in record["result"] for point in row["curve"][1:]]
         shares[name] = {task: np.mean([point.get(task, 0.0) for point in points]) for task in TASKS}
     return pd.DataFrame(shares).T
 
@@ -242,24 +248,52 @@ def effects(rows: pd.DataFrame, measure: str = "loss") -> pd.DataFrame:
     seed; the interaction is how much more augmentation does when the tasks are balanced.
 
     Args:
-        rows: Of `lvmlab.lab.frames.trainings`, those four arms among them.
-        measure: A column of them: "loss", "skill".
+        rows: Of `lvmlab.lab.frames.trainings` or `best_points`, those four arms among them.
+        measure: A column of them: "loss", "skill", "best".
 
     Returns:
-        ``task``, ``effect``; ``mean``, ``low``, ``high``: 95 % t intervals over seeds.
+        ``task``, ``effect``; ``mean``, ``low``, ``high``: 95 % t intervals over seeds; ``p`` by Holm's
+        correction over all tasks and effects, which are secondary outcomes. `primary_effects` has the primary
+        ones.
     """
-    lines = []
-    for task in TASKS:
-        natural, augmented, balanced, both = (
-            common.by_seed(rows, task, measure)[arm] for arm in list(ARMS)[:4]
-        )
-        of_task = {
-            "sampling": (balanced - natural + both - augmented) / 2,
-            "augmentation": (augmented - natural + both - balanced) / 2,
-            "interaction": both - balanced - augmented + natural,
-        }
-        lines += [{"task": task, "effect": name} | common.spread(values) for name, values in of_task.items()]
-    return pd.DataFrame(lines)
+    lines = pd.concat([_effects(rows[rows.task == task], task, measure) for task in TASKS], ignore_index=True)
+    return lines.assign(p=common.holm(lines.p))
+
+
+def primary_effects(rows: pd.DataFrame, measure: str = "loss") -> pd.DataFrame:
+    """`effects` on the primary outcome, the mean over the tasks; ``p`` needs no correction."""
+    means = rows[rows.task.isin(TASKS)].groupby(["arm", "seed"], as_index=False)[measure].mean()
+    return _effects(means.assign(task="mean"), "mean", measure)
+
+
+def _effects(rows: pd.DataFrame, task: str, measure: str) -> pd.DataFrame:
+    natural, augmented, balanced, both = (common.by_seed(rows, task, measure)[arm] for arm in list(ARMS)[:4])
+    of_seed = {
+        "sampling": (balanced - natural + both - augmented) / 2,
+        "augmentation": (augmented - natural + both - balanced) / 2,
+        "interaction": both - balanced - augmented + natural,
+    }
+    return pd.DataFrame(
+        {"task": task, "effect": name} | common.spread(values) | {"p": common.p_value(values)}
+        for name, values in of_seed.items()
+    )
+
+
+def never_trained(rows: pd.DataFrame) -> pd.DataFrame:
+    """What each task's loss is without any training on it: the lowest point of a sequential arm before its
+    turn.
+
+    Args:
+        rows: Of `lvmlab.lab.frames.curves`, of the sequential arms.
+
+    Returns:
+        ``task``; ``mean``, ``low``, ``high`` in nats a token: 95 % t intervals over seeds.
+    """
+    rows = rows.sort_values("step")
+    sentences = rows.groupby(["arm", "seed", "task"]).share.cumsum()
+    before = rows[(sentences == 0) & (rows.step > 0)]
+    lowest = {task: before[before.task == task].groupby("seed").loss.min() for task in TASKS}
+    return pd.DataFrame({"task": task} | common.spread(values) for task, values in lowest.items())
 
 
 def main() -> None:

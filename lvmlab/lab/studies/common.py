@@ -1,6 +1,4 @@
-"""What the studies share: scores of one training on fixed prompts, rows kept as they are finished, intervals
-over seeds, captions.
-"""
+"""What the studies share: scores of one training, rows stored as they are finished, intervals over seeds."""
 
 import argparse
 import json
@@ -28,11 +26,11 @@ Scorers = dict[str, Scorer]
 
 def parser(doc: str, scales: Iterable[str], what: str) -> argparse.ArgumentParser:
     """The command line of a study: --scale, --compiled, and which of its parts, all by default."""
-    made = argparse.ArgumentParser(description=doc.splitlines()[0])
-    made.add_argument("--scale", choices=tuple(scales), default="study")
-    made.add_argument("--compiled", action="store_true", help="layers under torch.compile")
-    made.add_argument(what, nargs="*", help=f"names of {what}; all by default")
-    return made
+    command = argparse.ArgumentParser(description=doc.splitlines()[0])
+    command.add_argument("--scale", choices=tuple(scales), default="study")
+    command.add_argument("--compiled", action="store_true", help="layers under torch.compile")
+    command.add_argument(what, nargs="*", help=f"names of {what}; all by default")
+    return command
 
 
 def main(
@@ -40,30 +38,31 @@ def main(
     scales: dict,
     what: str,
     names: Iterable[str],
-    one: Callable[..., dict],
-    say: Callable[[dict], object],
+    compute: Callable[..., dict],
+    report: Callable[[dict], str],
 ) -> None:
-    """The command line of a study: computes what is not stored, part by part, ships it and prints what there
-    is to ``say`` of all.
+    """The command line of a study: computes what is not stored, part by part, ships it and prints the report.
+
+    Args:
+        doc: The study's docstring.
+        scales: Its settings by name.
+        what: What it calls its parts: arms, sizes.
+        names: Of all parts.
+        compute: The run of a part, from its name, a setting and whether layers are compiled.
+        report: A text from all runs by name.
     """
     args = parser(doc, scales, what).parse_args()
-    print(
-        say(
-            shipped(
-                getattr(args, what) or names,
-                lambda name: one(name, scales[args.scale], compiled=args.compiled),
-            )
-        )
-    )
+    parts, setting = getattr(args, what) or names, scales[args.scale]
+    print(report(shipped(parts, lambda name: compute(name, setting, compiled=args.compiled))))
 
 
-def shipped(names: Iterable[str], one: Callable[[str], dict]) -> dict[str, dict]:
-    """{name: its run}: computed where it is not stored, shipped as soon as it is done, and named."""
-    found = {}
+def shipped(names: Iterable[str], compute: Callable[[str], dict]) -> dict[str, dict]:
+    """The run of each name: computed where it is not stored, and shipped as soon as it is done."""
+    records = {}
     for name in names:
-        found[name] = one(name)
-        print(runs.promote(found[name]["name"]))
-    return found
+        records[name] = compute(name)
+        print(runs.promote(records[name]["name"]))
+    return records
 
 
 def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
@@ -75,10 +74,8 @@ def across_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def kept(path: Path, compute: Callable[[], dict]) -> dict:
-    """A training's row: that which lies at ``path``, or a new one, which then lies there. A study that was
-    stopped goes on so.
-    """
+def resumed(path: Path, compute: Callable[[], dict]) -> dict:
+    """A training's row from ``path``, or a new one that is stored there: so an interrupted study resumes."""
     if not path.exists():
         row = compute()
         write_file(path, json.dumps(row))
@@ -90,30 +87,39 @@ def scorers(tasks: Iterable[str], prompts: int, split: str, tokenizer: Tokenizer
     return {task: Scorer(Job(task, prompts=prompts, split=split), tokenizer) for task in tasks}
 
 
-def losses(lvm: LVM, asked: Scorers, first: int | None = None) -> dict[str, float]:
+def losses(lvm: LVM, scorers: Scorers, first: int | None = None) -> dict[str, float]:
     """Cross entropy of the answers to the ``first`` prompts (None: all), nats a token: a point of a curve."""
-    return {
-        task: float(answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens_per_image)[0].mean())
-        for task, scorer in asked.items()
-    }
+    means = {}
+    for task, scorer in scorers.items():
+        nats, _ = answer_loss(lvm, scorer.tokens[:first], scorer.tokenizer.tokens_per_image)
+        means[task] = float(nats.mean())
+    return means
 
 
-def scored(lvm: LVM, asked: Scorers, *, name: str = "", shown: int = 0) -> dict:
-    """{scores: rows of the evaluation, losses: {task: cross entropy, accuracy, perplexities}, answers: tokens
-    to the ``shown`` first prompts}.
+def scored(lvm: LVM, scorers: Scorers, *, name: str = "", answers: int = 0) -> dict:
+    """The last scores of a training.
+
+    Args:
+        lvm: The trained model.
+        scorers: Of the tasks.
+        name: Of the arm.
+        answers: So many of the first prompts' answers are stored.
+
+    Returns:
+        ``scores``: rows of the evaluation; ``losses``: of each task cross entropy, accuracy and perplexities;
+        ``answers``: of each task the tokens.
     """
-    scores, final, answers = [], {}, {}
-    for task, scorer in asked.items():
+    scores, final, tokens_of = [], {}, {}
+    columns = ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")
+    for task, scorer in scorers.items():
         tokenizer = scorer.tokenizer
         tokens = scorer.answer(lvm)
-        answers[task] = tokens[:shown].tolist()
+        tokens_of[task] = tokens[:answers].tolist()
         row = scorer.rows(scorer.scores(mean_pictures(tokenizer, tokens)), name, 0.0)[0]
-        scores.append(
-            {k: row[k] for k in ("task", "metric", "score", "ceiling", "floors", "best_floor", "skill")}
-        )
-        cost, right = answer_loss(lvm, scorer.tokens, tokenizer.tokens_per_image)
-        final[task] = perplexities(cost) | {"accuracy": float(right.mean())}
-    return {"scores": scores, "losses": final, "answers": answers}
+        scores.append({column: row[column] for column in columns})
+        nats, correct = answer_loss(lvm, scorer.tokens, tokenizer.tokens_per_image)
+        final[task] = perplexities(nats) | {"accuracy": float(correct.mean())}
+    return {"scores": scores, "losses": final, "answers": tokens_of}
 
 
 def by_seed(rows: pd.DataFrame, task: str, measure: str = "loss") -> pd.DataFrame:
@@ -127,6 +133,19 @@ def by_seed(rows: pd.DataFrame, task: str, measure: str = "loss") -> pd.DataFram
 def spread(values: Sequence[float]) -> dict[str, float]:
     """`across_seeds` by name: mean, low, high."""
     return dict(zip(("mean", "low", "high"), across_seeds(values), strict=True))
+
+
+def p_value(values: Sequence[float]) -> float:
+    """Of the two-sided t-test that the mean is 0."""
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's correction: p-values of a family of tests, each valid whichever others are true."""
+    p = np.asarray(p, float)
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    return np.minimum(adjusted, 1.0)[np.argsort(order)]
 
 
 def table(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
@@ -156,21 +175,21 @@ def answers(record: dict, task: str) -> torch.Tensor:
 
 
 def provenance(records: dict[str, dict]) -> str:
-    """What a caption has to say of stored runs."""
+    """What a caption says of stored runs: how many, seeds, sizes, precision, hours, commits."""
     rows = [row for record in records.values() for row in record["result"]]
     first, commits = next(iter(records.values())), sorted({record["commit"] for record in records.values()})
     setting = first["config"]["setting"]
+
+    # trainings of sentences count tokens, those of patches pictures
+    counts = {row["tokens"] for row in rows if "tokens" in row}
+    counts = sorted(counts or {setting["steps"] * setting.get("tokens", setting.get("batch"))})
+    read = " to ".join(f"{count:,}" for count in counts[:: max(1, len(counts) - 1)])
+    unit = "tokens" if "tokens" in setting else "pictures"
+
     precisions = ", ".join(sorted({row.get("precision", "fp32") for row in rows}))
-    sizes = sorted(
-        {row["tokens"] for row in rows if "tokens" in row}
-        or {setting["steps"] * setting.get("tokens", setting.get("batch"))}
-    )
-    read = " to ".join(f"{n:,}" for n in sizes[:: max(1, len(sizes) - 1)]) + (
-        " tokens" if "tokens" in setting else " pictures"
-    )
+    hours = sum(row["seconds"] for row in rows) / 3600
+    size = f"{read} {unit} a training in {precisions}, {hours:.2f} h in all"
     return (
-        f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {read} a "
-        f"training in {precisions}, {sum(row['seconds'] for row in rows) / 3600:.2f} h in all; commit "
-        f"{', '.join(commits)}, "
-        f"torch {first['versions']['torch']}"
+        f"{len(records)} runs of {first['study']}, {setting['seeds']} seeds each, {size}; "
+        f"commit {', '.join(commits)}, torch {first['versions']['torch']}"
     )

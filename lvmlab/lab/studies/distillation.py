@@ -1,12 +1,10 @@
 """What does a small student gain from a large teacher? DeLVM's section 3.3 and figure 4, with `mini-teacher`.
 
-    lvmlab study distillation [--scale smoke] [ARM ...]    # every arm and seed that is not
-    stored; goes on where it was stopped
+    lvmlab study distillation [--scale smoke] [ARM ...]    # computes what is not stored; resumes
 
-Every arm trains from the same seeds on the same frozen sentences, each read once, at a learning rate chosen
-for it on val; what differs is
-what the student is held to. One arm has no teacher and as much compute as the teacher's passes cost; one pair
-is of a single task.
+Every arm trains from the same seeds on the same frozen sentences, each read once, at a rate chosen for
+it on val. Arms differ in the student's loss. One arm has no teacher and spends the compute of the teacher's
+passes on more tokens; one pair of arms learns a single task.
 """
 
 import functools
@@ -41,15 +39,13 @@ from lvmlab.world import tasks
 STUDY, VERSION = "distillation", 1
 TEACHER, LRS = "mini-teacher", (2e-3, 4e-3, 8e-3)
 SMALL = LVMConfig(80, 4, 2, 216, attention_bias=True)  # 0.46M parameters
-SHOWN, CURVE = (
-    3,
-    32,
-)  # first val prompts of each task whose answers are kept, of the first seed; prompts that the curves are of
+CURVE = 32  # val prompts of a curve
+ANSWERS = 3  # val prompts of each task whose answers are stored, of the first seed
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What a student is held to.
+    """The loss of a student, its size and its data.
 
     Args:
         distillation: None is cross entropy alone.
@@ -90,13 +86,23 @@ ARMS = {
     # a teacher of 7.76M parameters reads a token at 2 x 7.76 MFLOP, the student learns it at 6 x 1.05
     "alone, the teacher's compute too": Arm(times=3.5),
 }
-SCREENED, KEPT = ("reverse", "js", "skew", "on-policy"), 2  # other losses, and how many are trained in full
+SCREENED, CHOSEN = ("reverse", "js", "skew", "on-policy"), 2  # other losses, and how many are trained in full
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A scale of the study. groups: of 16 pairs tokenised for each task. tune: steps of the trainings that
-    choose the learning rate.
+    """A scale of the study.
+
+    Attributes:
+        steps: Of a training.
+        tokens: A step.
+        seeds: Trainings of an arm.
+        groups: Of 16 pairs, tokenised for each task.
+        prompts: Scored in each task.
+        curve: Points of a training's curve.
+        tune: Steps of the trainings that choose the learning rate.
+        teacher_steps: Of tuning a teacher to a single task.
+        precision: auto, fp32 or bf16.
     """
 
     steps: int = 2000
@@ -106,7 +112,7 @@ class Setting:
     prompts: int = 64
     curve: int = 12
     tune: int = 400
-    teacher_steps: int = 500  # of tuning a teacher to a single task
+    teacher_steps: int = 500
     precision: str = "auto"
 
 
@@ -120,10 +126,8 @@ SCALES = {
 
 def config(arm: str, setting: Setting) -> dict:
     """All that decides an arm's outcome: what its run is named by."""
-    tokenizer, teacher = (
-        Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
-        LVM.from_pretrained(TEACHER, device="cpu").fingerprint(),
-    )
+    tokenizer = Tokenizer.from_pretrained("mini", device="cpu").fingerprint
+    teacher = LVM.from_pretrained(TEACHER, device="cpu").fingerprint()
     return {
         "version": VERSION,
         "arm": arm,
@@ -157,12 +161,12 @@ def store(groups: int) -> Path:
 
 
 def sentences(setting: Setting, only: str | None) -> tuple[Path, Path]:
-    """The token store, and the frozen list of all sentences that a training reads, both made once."""
+    """The token store, and the frozen list of all sentences that a training reads, both stored."""
     root, data = paths.cache() / "studies" / STUDY, store(setting.groups)
-    drawn = SentenceSampler(data, recipe(setting, only), steps=setting.steps, seed=0)
-    count = setting.steps * drawn(0, 0, 1)["tokens"].shape[0]
+    sampler = SentenceSampler(data, recipe(setting, only), steps=setting.steps, seed=0)
+    count = setting.steps * sampler(0, 0, 1)["tokens"].shape[0]
     folder = root / f"sentences-{only or 'all'}-{setting.groups}-{count}"
-    return data, freeze_sentences(folder, drawn, count, drawn.identity)
+    return data, freeze_sentences(folder, sampler, count, sampler.identity)
 
 
 def teacher(setting: Setting, only: str | None, data: Path) -> LVM:
@@ -188,15 +192,9 @@ def teacher(setting: Setting, only: str | None, data: Path) -> LVM:
 
 
 def tuning(name: str, setting: Setting, *, again: bool = False, compiled: bool = False) -> dict:
-    """The stored run that chooses an arm's learning rate, by the val losses of short trainings at each of
-    LRS, or a new one.
-    """
-    return runs.run(
-        STUDY,
-        config(name, setting) | {"part": "tuning"},
-        functools.partial(tune, compiled=compiled),
-        again=again,
-    )
+    """The stored run, or a new one, that chooses an arm's learning rate by short trainings at `LRS`."""
+    setup = config(name, setting) | {"part": "tuning"}
+    return runs.run(STUDY, setup, functools.partial(tune, compiled=compiled), again=again)
 
 
 def lowest(record: dict) -> tuple[float, float]:
@@ -205,28 +203,24 @@ def lowest(record: dict) -> tuple[float, float]:
 
 
 def chosen(setting: Setting, *, compiled: bool = False) -> tuple[str, ...]:
-    """The arms that are trained in full: of SCREENED those KEPT alone whose tuning ended lowest on val."""
+    """The arms that are trained in full: of SCREENED the CHOSEN whose tuning ended lowest on val."""
     order = sorted(SCREENED, key=lambda name: lowest(tuning(name, setting, compiled=compiled)))
-    return tuple(name for name in ARMS if name not in order[KEPT:])
+    return tuple(name for name in ARMS if name not in order[CHOSEN:])
 
 
 @dataclass
 class Trainings:
     """What the trainings of one arm share."""
 
-    wanted: dict
+    config: dict
     compiled: bool
 
     def __post_init__(self):
-        self.setting, self.arm, self.tokenizer = (
-            Setting(**self.wanted["setting"]),
-            ARMS[self.wanted["arm"]],
-            Tokenizer.from_pretrained("mini"),
-        )
-        self.data, self.listed = sentences(self.setting, self.arm.only)
-        self.asked = common.scorers(
-            (self.arm.only,) if self.arm.only else tasks.TRAINED, self.setting.prompts, "val", self.tokenizer
-        )
+        self.setting, self.arm = Setting(**self.config["setting"]), ARMS[self.config["arm"]]
+        self.tokenizer = Tokenizer.from_pretrained("mini")
+        self.data, self.sentences = sentences(self.setting, self.arm.only)
+        names = (self.arm.only,) if self.arm.only else tasks.TRAINED
+        self.scorers = common.scorers(names, self.setting.prompts, "val", self.tokenizer)
         needed = self.arm.teacher
         self.teacher = teacher(self.setting, self.arm.only, self.data) if needed != "none" else None
         if (
@@ -235,20 +229,20 @@ class Trainings:
             and not self.arm.distillation.accepts_top
         ):
             needed = "model"  # the cache of a larger codebook keeps the likeliest codes alone
-        self.cached = write_cache(self.listed, self.teacher) if needed == "cache" else None
-        self.folder = paths.cache() / "studies" / runs.key(STUDY, self.wanted)
+        self.cached = write_cache(self.sentences, self.teacher) if needed == "cache" else None
+        self.folder = paths.cache() / "studies" / runs.key(STUDY, self.config)
 
     def train(self, name: str, seed: int, steps: int, lr: float) -> dict:
         """{seed, lr, seconds, device, curve: [{step, TASK: cross entropy}]} of one training, whose model lies
         in the folder ``name``.
         """
-        print(f"{self.wanted['arm']}, {name}")
+        print(f"{self.config['arm']}, {name}")
         setting, arm = self.setting, self.arm
         if arm.times > 1:
             batches = SentenceSampler(self.data, recipe(setting, arm.only), steps=steps, seed=seed)
         else:
             size = max(1, setting.tokens // 512)
-            batches = FrozenSentences(self.listed, size, seed, self.cached, arm.on_policy)
+            batches = FrozenSentences(self.sentences, size, seed, self.cached, arm.on_policy)
         training = TrainConfig(
             steps=steps,
             lr=lr,
@@ -268,7 +262,7 @@ class Trainings:
             training,
             arm.distillation,
             teacher=None if self.cached else self.teacher,
-            on_log=lambda record, lvm: record.update(losses=common.losses(lvm, self.asked, CURVE)),
+            on_log=lambda record, lvm: record.update(losses=common.losses(lvm, self.scorers, CURVE)),
         )
         curve = [{"step": r["step"], **r["losses"]} for r in log]
         return {
@@ -280,48 +274,48 @@ class Trainings:
         }
 
 
-def tune(wanted: dict, compiled: bool = False) -> list[dict]:
+def tune(config: dict, compiled: bool = False) -> list[dict]:
     """One row a learning rate: {seed, lr, loss: mean val cross entropy of the tasks at the end, seconds,
     curve}.
     """
-    made = Trainings(wanted, compiled)
+    trainings = Trainings(config, compiled)
 
     def one(lr: float) -> dict:
-        row = made.train(f"lr-{lr}", 100, made.setting.tune, lr)
-        return row | {"loss": float(np.mean([row["curve"][-1][task] for task in made.asked]))}
+        row = trainings.train(f"lr-{lr}", 100, trainings.setting.tune, lr)
+        return row | {"loss": float(np.mean([row["curve"][-1][task] for task in trainings.scorers]))}
 
-    return [common.kept(made.folder / f"lr-{lr}.json", lambda lr=lr: one(lr)) for lr in LRS]
+    return [common.resumed(trainings.folder / f"lr-{lr}.json", lambda lr=lr: one(lr)) for lr in LRS]
 
 
-def compute(wanted: dict, compiled: bool = False) -> list[dict]:
+def compute(config: dict, compiled: bool = False) -> list[dict]:
     """One row a seed: {seed, lr, seconds, curve, scores, losses, answers, flops; teacher: its losses, where
     it was tuned to a single task}.
     """
-    made = Trainings(wanted, compiled)
-    setting, teacher_lvm = made.setting, made.teacher
-    lr = lowest(tuning(wanted["arm"], setting, compiled=compiled))[1]
+    trainings = Trainings(config, compiled)
+    setting, teacher_lvm = trainings.setting, trainings.teacher
+    lr = lowest(tuning(config["arm"], setting, compiled=compiled))[1]
 
     def one(seed: int) -> dict:
-        steps = round(setting.steps * made.arm.times)
-        row = made.train(f"seed-{seed}", seed, steps, lr)
-        lvm, read = load_lvm(made.folder / f"seed-{seed}"), steps * setting.tokens
+        steps = round(setting.steps * trainings.arm.times)
+        row = trainings.train(f"seed-{seed}", seed, steps, lr)
+        lvm, read = load_lvm(trainings.folder / f"seed-{seed}"), steps * setting.tokens
         flops = {
             "student": 6 * lvm.num_parameters * read,
             "teacher": 2 * (teacher_lvm.num_parameters if teacher_lvm else 0) * read,
         }
-        # a teacher of a single task does not ship: its losses are kept here
-        tuned = teacher_lvm and made.arm.only
-        teacher_losses = {"teacher": common.losses(teacher_lvm, made.asked)} if tuned else {}
+        # a teacher of a single task does not ship: its losses are stored here
+        tuned = teacher_lvm and trainings.arm.only
+        teacher_losses = {"teacher": common.losses(teacher_lvm, trainings.scorers)} if tuned else {}
         return row | {
             "precision": precision(setting.precision),
             "parameters": lvm.num_parameters,
             "flops": flops,
             **teacher_losses,
-            **common.scored(lvm, made.asked, name=wanted["arm"], shown=SHOWN if seed == 0 else 0),
+            **common.scored(lvm, trainings.scorers, name=config["arm"], answers=ANSWERS if seed == 0 else 0),
         }
 
     return [
-        common.kept(made.folder / f"seed-{seed}.json", lambda seed=seed: one(seed))
+        common.resumed(trainings.folder / f"seed-{seed}.json", lambda seed=seed: one(seed))
         for seed in range(setting.seeds)
     ]
 
@@ -374,9 +368,8 @@ def closed(rows: pd.DataFrame, name: str, teacher: dict[str, float], against: st
 def main() -> None:
     args = common.parser(__doc__, SCALES, "arms").parse_args()
     setting, options = SCALES[args.scale], {"compiled": args.compiled}
-    common.shipped(
-        () if args.arms else SCREENED, lambda name: tuning(name, setting, **options)
-    )  # of what val drops this alone
+    # an arm that val drops leaves its tuning alone
+    common.shipped(() if args.arms else SCREENED, lambda name: tuning(name, setting, **options))
     names = args.arms or chosen(setting)
     common.shipped(names, lambda name: tuning(name, setting, **options))
     records = common.shipped(names, lambda name: arm(name, setting, **options))

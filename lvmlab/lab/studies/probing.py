@@ -1,21 +1,17 @@
-"""What do features know, in which layer, and does a lower loss mean better ones? AIM's questions (arXiv
-2401.08541, sections 4 and 5), in small.
+"""What do features know, in which layer, and does a lower loss mean better ones? (AIM, arXiv 2401.08541)
 
-    lvmlab study probing [--scale smoke] [ARM ...]    # every arm and seed that is not stored;
-    goes on where it was stopped
+    lvmlab study probing [--scale smoke] [ARM ...]    # computes what is not stored; resumes
 
 Probes tell mini-world's 25 classes of objects, from families that no training saw, and Fashion-MNIST's ten,
-of which no training saw any. Token
-models are the shipped ones, of which a seed is the probe's alone; patch models are pre-trained here on as
-many pictures each, from the same seeds.
-The floors are untrained trunks and the pixels themselves.
+of which no training saw any. Token models are the shipped ones; a seed is the probe's alone. Patch models are
+pre-trained here on as many pictures each, from the same seeds. The floors are untrained trunks and pixels.
 
 In fp32 a training takes 1.5 minutes (`small`) to 8 (LLaMA's blocks) of one core, the probes of a trunk about
-one: an hour and a half of two cores in
-all, and less where two processes of one thread each share the arms (OMP_NUM_THREADS=1) than where one has two
-threads.
+one: an hour and a half of two cores in all. Two processes of one thread each (OMP_NUM_THREADS=1) are faster
+than one process of two threads.
 """
 
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -49,13 +45,19 @@ PROBES = {"linear": "linear probe", "attentive": "attentive probe", "fashion": "
 
 @dataclass(frozen=True)
 class Arm:
-    """What is probed: the patch model of a shape, the token model of a name, or pixels (neither). few:
-    pre-trained on a tenth of the pictures.
-    trained: False leaves the weights as they were drawn."""
+    """What is probed: a patch model, a token model, or pixels (neither).
+
+    Attributes:
+        patches: The patch model's configuration.
+        tokens: The token model's name.
+        tenth: Pre-trained on a tenth of the pictures.
+        trained: False leaves the weights as they were initialised.
+        probes: Of `PROBES`.
+    """
 
     patches: PatchConfig | None = None
     tokens: str | None = None
-    few: bool = False
+    tenth: bool = False
     trained: bool = True
     probes: tuple[str, ...] = tuple(PROBES)
 
@@ -66,9 +68,9 @@ ARMS = {
     "mini-student-kd": Arm(tokens="mini-student-kd"),
     "aim-mini": Arm(AIM),
     "aim-mini, LLaMA's blocks": Arm(PATCHES["aim-mini-llama"]),
-    "aim-mini, a tenth of the pictures": Arm(AIM, few=True),
+    "aim-mini, a tenth of the pictures": Arm(AIM, tenth=True),
     "small": Arm(SMALL),
-    "small, a tenth of the pictures": Arm(SMALL, few=True),
+    "small, a tenth of the pictures": Arm(SMALL, tenth=True),
     "aim-mini, no head": Arm(replace(AIM, head_blocks=0)),
     "aim-mini, plain causal": Arm(replace(AIM, prefix=False)),
     "aim-mini, untrained": Arm(AIM, trained=False),
@@ -83,20 +85,30 @@ GRID = tuple(
 
 @dataclass(frozen=True)
 class Setting:
-    """A scale of the study. times: placements of each object in pre-training; few: pictures of a class that
-    are a tenth. seen: placements of each
-    object that the probes are fitted and scored on. most: pictures of a class, None: all. fashion: of a class
-    of Fashion-MNIST, 0: not asked.
+    """A scale of the study.
+
+    Attributes:
+        steps: Of pre-training.
+        batch: Pictures a step.
+        seeds: Trainings of an arm.
+        placements: Of each object in pre-training.
+        tenth_per_class: Pictures of a class that are a tenth.
+        probe_placements: Of each object that the probes are fitted and scored on.
+        max_per_class: Pictures of a class for the probes; None for all.
+        fashion_per_class: Pictures of a class of Fashion-MNIST; 0 leaves it out.
+        epochs: Of the attentive probe.
+        lr: Of pre-training.
+        precision: auto, fp32 or bf16.
     """
 
     steps: int = 600
     batch: int = 32
     seeds: int = 3
-    times: int = 32
-    few: int = 57
-    seen: int = 4
-    most: int | None = None
-    fashion: int = 200
+    placements: int = 32
+    tenth_per_class: int = 57
+    probe_placements: int = 4
+    max_per_class: int | None = None
+    fashion_per_class: int = 200
     epochs: int = 20
     lr: float = 1e-3
     precision: str = "auto"
@@ -104,7 +116,16 @@ class Setting:
 
 SCALES = {
     "smoke": Setting(
-        steps=4, batch=8, seeds=2, times=1, few=2, seen=1, most=2, fashion=0, epochs=2, precision="fp32"
+        steps=4,
+        batch=8,
+        seeds=2,
+        placements=1,
+        tenth_per_class=2,
+        probe_placements=1,
+        max_per_class=2,
+        fashion_per_class=0,
+        epochs=2,
+        precision="fp32",
     ),
     "study": Setting(),
 }
@@ -112,15 +133,10 @@ SCALES = {
 
 def config(arm: str, setting: Setting) -> dict:
     """All that decides an arm's outcome: what its run is named by."""
-    chosen = ARMS[arm]
-    models = (
-        {
-            "tokenizer": Tokenizer.from_pretrained("mini", device="cpu").fingerprint,
-            "model": LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint(),
-        }
-        if chosen.tokens
-        else {}
-    )
+    chosen, models = ARMS[arm], {}
+    if chosen.tokens:
+        models["tokenizer"] = Tokenizer.from_pretrained("mini", device="cpu").fingerprint
+        models["model"] = LVM.from_pretrained(chosen.tokens, device="cpu").fingerprint()
     return {"version": VERSION, "arm": arm, **asdict(chosen), "setting": asdict(setting), **models}
 
 
@@ -132,42 +148,37 @@ def arm(name: str, setting: Setting, *, again: bool = False, compiled: bool = Fa
 def pictures(split: str, setting: Setting, kind: str = "linear") -> Labelled:
     """What a probe is fitted on ("train"), chosen by ("val") and scored on ("test")."""
     if kind == "fashion":
-        return labelled.fashion_mnist(split).first(setting.fashion)
-    found = labelled.objects(split, times=setting.seen)
-    return found if setting.most is None else found.first(setting.most)
+        return labelled.fashion_mnist(split).first(setting.fashion_per_class)
+    objects = labelled.objects(split, times=setting.probe_placements)
+    return objects if setting.max_per_class is None else objects.first(setting.max_per_class)
 
 
-def compute(wanted: dict) -> list[dict]:
-    """One row a seed: {seed, seconds, objective: the pre-training's loss on val, None where there was none;
-    and of each probe {blocks: [{val, score,
-    low, high}], best: the block that val chooses, predicted: the test pictures' classes by it}}."""
-    folder, setting = paths.cache() / "studies" / runs.key(STUDY, wanted), Setting(**wanted["setting"])
+def compute(config: dict) -> list[dict]:
+    """One row a seed.
 
-    def one(seed: int, known: dict) -> dict:
-        return common.kept(
-            folder / f"seed-{seed}.json",
-            lambda: _row(wanted["arm"], setting, seed, folder / f"seed-{seed}", known),
-        )
-
-    first, chosen = one(0, {}), ARMS[wanted["arm"]]
-    return [
-        first,
-        *(
-            one(seed, first if chosen.trained and not chosen.patches else {})
-            for seed in range(1, setting.seeds)
-        ),
-    ]
+    Returns:
+        {seed, seconds, objective: the loss of pre-training on val, None where there was none}, and of each
+        probe {blocks: [{val, score, low, high}], best: the block that val chooses, predicted: its classes of
+        the test pictures}.
+    """
+    setting, chosen = Setting(**config["setting"]), ARMS[config["arm"]]
+    folder = paths.cache() / "studies" / runs.key(STUDY, config)
+    rows = []
+    for seed in range(setting.seeds):
+        # no seed enters the linear probes of a shipped model or of pixels: the first row has them
+        known = rows[0] if rows and chosen.trained and not chosen.patches else {}
+        row = functools.partial(_row, config["arm"], setting, seed, folder / f"seed-{seed}", known)
+        rows.append(common.resumed(folder / f"seed-{seed}.json", row))
+    return rows
 
 
 def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> dict:
-    """known: a row of the same trunk, whose linear probes need no second fit: no seed enters them."""
+    """One training and its probes. known: a row of the same trunk, whose linear probes are taken over."""
     print(f"{name}, seed {seed}")
-    chosen, row = (
-        ARMS[name],
-        {"seed": seed, "seconds": 0.0, "objective": None, "precision": precision(setting.precision)},
-    )
+    chosen = ARMS[name]
+    row = {"seed": seed, "seconds": 0.0, "objective": None, "precision": precision(setting.precision)}
     if chosen.patches and chosen.trained:
-        data = labelled.objects("train", times=setting.times).kept()
+        data = labelled.objects("train", times=setting.placements).kept()
         training = TrainConfig(
             steps=setting.steps,
             lr=setting.lr,
@@ -180,7 +191,7 @@ def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> d
             save_every=max(1, setting.steps // 10),
         )
         log = pretrain(
-            data.first(setting.few) if chosen.few else data,
+            data.first(setting.tenth_per_class) if chosen.tenth else data,
             folder,
             shape=chosen.patches,
             config=training,
@@ -192,100 +203,81 @@ def _row(name: str, setting: Setting, seed: int, folder: Path, known: dict) -> d
         }
     trunk = _trunk(chosen, seed, folder)
     for kind in chosen.probes:
-        if kind != "fashion" or setting.fashion:
-            row[kind] = (
-                known[kind]
-                if known and kind != "attentive"
-                else _probed(kind, trunk, "attentive" in chosen.probes, setting, seed)
-            )
+        if kind != "fashion" or setting.fashion_per_class:
+            probed = known.get(kind) if kind != "attentive" else None
+            row[kind] = probed or _probed(kind, trunk, "attentive" in chosen.probes, setting, seed)
     return row
 
 
 def _trunk(chosen: Arm, seed: int, folder: Path) -> Trunk:
     if chosen.patches:
-        return PatchTrunk(
-            (load_patchlm(folder) if chosen.trained else PatchLM.from_shape(chosen.patches, seed))
-            .to(default_device())
-            .eval()
-        )
+        model = load_patchlm(folder) if chosen.trained else PatchLM.from_shape(chosen.patches, seed)
+        return PatchTrunk(model.to(default_device()).eval())
     if chosen.tokens:
-        lvm = (
-            LVM.from_pretrained(chosen.tokens)
-            if chosen.trained
-            else LVM.from_shape(chosen.tokens, seed).to(default_device()).eval()
-        )
-        return LVMTrunk(lvm, Tokenizer.from_pretrained("mini"))
+        lvm = LVM.from_pretrained(chosen.tokens) if chosen.trained else LVM.from_shape(chosen.tokens, seed)
+        return LVMTrunk(lvm.to(default_device()).eval(), Tokenizer.from_pretrained("mini"))
     return PixelTrunk(None if "linear" in chosen.probes else AIM.patch)
 
 
 def _probed(kind: str, trunk: Trunk, places: bool, setting: Setting, seed: int) -> dict:
-    """places: both probes of the objects are asked, and read the same features."""
-    asked = [pictures(split, setting, kind).kept() for split in ("train", "val", "test")]
-    found = [
-        extract(trunk, data, places="all" if places and kind != "fashion" else (), progress=False)
-        for data in asked
-    ]
-    train, val, test = found
+    """One probe on every block. places: both probes of the objects read the same features."""
+    splits = [pictures(split, setting, kind).kept() for split in ("train", "val", "test")]
+    of_blocks = "all" if places and kind != "fashion" else ()
+    features = [extract(trunk, data, places=of_blocks, progress=False) for data in splits]
+
+    # val and test are predicted together
+    train, val, test = features
     both = replace(
         test,
         means=[np.concatenate(m) for m in zip(val.means, test.means, strict=True)],
         places={block: np.concatenate([val.places[block], test.places[block]]) for block in val.places},
     )
-    rows, every = [], []
+    rows, classes = [], []
     for block in range(len(train.means)):
-        told = (
-            probe.linear(train, val, both, block, seed)
-            if kind != "attentive"
-            else (probe.attentive(train, val, both, block, epochs=setting.epochs, seed=seed)[0])
-        )
-        rows.append(
-            {
-                "val": probe.score(told[: len(val.data)], val.data)["score"],
-                **probe.score(told[len(val.data) :], test.data),
-            }
-        )
-        every.append(told[len(val.data) :].tolist())
-    if kind != "linear" or not places:  # else the attentive probe reads them next
-        for extracted in found:
-            shutil.rmtree(extracted.folder)  # every place of every block: gigabytes in all
+        if kind == "attentive":
+            predicted, *_ = probe.attentive(train, val, both, block, epochs=setting.epochs, seed=seed)
+        else:
+            predicted = probe.linear(train, val, both, block, seed)
+        of_val, of_test = np.split(predicted, [len(val.data)])
+        rows.append({"val": probe.score(of_val, val.data)["score"], **probe.score(of_test, test.data)})
+        classes.append(of_test.tolist())
+
+    # gigabytes of features, which the attentive probe reads after the linear one
+    if kind != "linear" or not places:
+        for extracted in features:
+            shutil.rmtree(extracted.folder)
     best = int(np.argmax([row["val"] for row in rows]))
-    return {"blocks": rows, "best": best, "predicted": every[best]}
+    return {"blocks": rows, "best": best, "predicted": classes[best]}
 
 
 @torch.inference_mode()
 def objective(model: PatchLM, data: Labelled) -> float:
     """The loss of pre-training on pictures, under prefixes drawn once for all models."""
-    rng, parts = torch.Generator().manual_seed(0), np.array_split(np.arange(len(data)), -(-len(data) // 64))
-    return float(np.mean([model.loss(from_uint8(data.batch(rows)), rng).item() for rows in parts]))
+    generator = torch.Generator().manual_seed(0)
+    batches = np.array_split(np.arange(len(data)), -(-len(data) // 64))
+    return float(np.mean([model.loss(from_uint8(data.batch(rows)), generator).item() for rows in batches]))
 
 
 def predictions(record: dict, kind: str) -> tuple[np.ndarray, Labelled]:
-    """What each seed's probe, on the block that val chose for it, says of the test pictures, (seeds, P), and
-    these.
+    """The classes that a probe predicts, and the test pictures.
 
-    Fashion-MNIST's files are opened only where one of its pictures is asked for.
+    Returns:
+        (seeds, P): of each seed, by the probe on the block that val chooses; and the pictures, whose files
+        (Fashion-MNIST) are opened only where one is read.
     """
-    found, setting = (
-        np.array([row[kind]["predicted"] for row in record["result"]]),
-        Setting(**record["config"]["setting"]),
-    )
+    predicted = np.array([row[kind]["predicted"] for row in record["result"]])
+    setting = Setting(**record["config"]["setting"])
     if kind != "fashion":
-        return found, pictures("test", setting)
-    labels = np.repeat(
-        range(10), setting.fashion
-    )  # `Labelled.first` has them class after class: none of their files is needed to score
-    return found, Labelled(
-        kind,
-        64,
-        lambda i: pictures("test", setting, kind).picture(i),
-        labels,
-        labelled.CLOTHES,
-        np.arange(len(labels)),
-    )
+        return predicted, pictures("test", setting)
+
+    # `Labelled.first` has the pictures class after class
+    labels = np.repeat(range(10), setting.fashion_per_class)
+    picture = lambda i: pictures("test", setting, kind).picture(i)  # noqa: E731
+    return predicted, Labelled(kind, 64, picture, labels, labelled.CLOTHES, np.arange(len(labels)))
 
 
 def kinds(record: dict) -> list[str]:
-    """Of its probes."""
+    """The probes of a run."""
     return [kind for kind in PROBES if kind in record["result"][0]]
 
 
@@ -310,6 +302,27 @@ def printed(rows: pd.DataFrame) -> pd.DataFrame:
     lines = rows.assign(cell=cells).pivot(index="arm", columns="probe", values="cell")
     lines = lines.loc[rows.arm.unique(), rows.probe.unique()]
     return lines.rename(columns=lambda kind: f"{PROBES[kind]} (95 %)").rename_axis("arm").reset_index()
+
+
+def correlations(records: dict[str, dict]) -> pd.DataFrame:
+    """Correlation of the loss of pre-training and accuracy over `GRID`, and within each size.
+
+    Returns:
+        ``probe``, ``within``, ``trainings``, ``correlation``; over "all" it compares the two sizes.
+    """
+    rows = objectives({name: records[name] for name in GRID})
+    sizes = rows.arm.str.split(",").str[0]
+    groups = [("all", rows), *rows.groupby(sizes, sort=False)]
+    return pd.DataFrame(
+        {
+            "probe": kind,
+            "within": within,
+            "trainings": len(group),
+            "correlation": group.loss.corr(group[kind]),
+        }
+        for kind in kinds(records[GRID[0]])
+        for within, group in groups
+    )
 
 
 def gained(
@@ -370,7 +383,7 @@ def blocks(records: dict[str, dict]) -> pd.DataFrame:
 
 
 def objectives(records: dict[str, dict]) -> pd.DataFrame:
-    """The pre-training's ``loss`` on val beside the accuracy of each probe, a row a patch model's training."""
+    """The pre-training's ``loss`` on val beside each probe's accuracy, a row a patch model's training."""
     rows = []
     for name, record in records.items():
         for row in record["result"]:

@@ -1,22 +1,21 @@
-"""How loss falls with parameters and tokens, and whether skill follows it (AIM's second finding, arXiv
-2401.08541, section 5).
+"""How loss falls with parameters and tokens, and whether skill follows (AIM, arXiv 2401.08541, section 5).
 
-    lvmlab study scaling [--scale smoke] [SIZE ...]    # every size that is not stored; goes
-    on where it was stopped
+    lvmlab study scaling [--scale smoke] [SIZE ...]    # computes what is not stored; resumes
 
-A size trains at a constant rate along one trunk; at each token budget a branch leaves it whose rate falls to
-nearly nothing over a fifth as many
-tokens more (warm-up, stable, decay: arXiv 2405.18392), so that budgets share what they can.
+A size trains at a constant rate along one trunk. At each token budget a branch leaves the trunk, and its rate
+falls to nearly nothing over a fifth as many tokens more (warm-up, stable, decay: arXiv 2405.18392). So the
+budgets share what they can.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
+from scipy.stats import spearmanr
 
 from lvmlab.evaluation.scoring import Scorer
 from lvmlab.lab import frames, runs
@@ -79,12 +78,12 @@ def size(name: str, setting: Setting, *, again: bool = False, compiled: bool = F
     return runs.run(STUDY, config(name, setting), functools.partial(compute, compiled=compiled), again=again)
 
 
-def compute(wanted: dict, compiled: bool = False) -> list[dict]:
+def compute(config: dict, compiled: bool = False) -> list[dict]:
     """One row a seed and budget: {seed, budget, tokens, parameters, lr, seconds, scores, losses}."""
-    setting = Setting(**wanted["setting"] | {"budgets": tuple(wanted["setting"]["budgets"])})
-    folder, tokenizer = paths.cache() / "studies" / runs.key(STUDY, wanted), Tokenizer.from_pretrained("mini")
+    setting = Setting(**config["setting"] | {"budgets": tuple(config["setting"]["budgets"])})
+    folder, tokenizer = paths.cache() / "studies" / runs.key(STUDY, config), Tokenizer.from_pretrained("mini")
     data, recipe = distillation.store(setting.groups), distillation.recipe(setting, None)
-    asked = common.scorers(tasks.TRAINED, setting.prompts, "val", tokenizer)
+    scorers = common.scorers(tasks.TRAINED, setting.prompts, "val", tokenizer)
 
     def training(steps: int, lr: float, low: float, seed: int) -> TrainConfig:
         return TrainConfig(
@@ -99,36 +98,32 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
             save_every=max(1, steps // 10),
         )
 
-    def fit(where: Path, config: TrainConfig, start: Path | None = None) -> list[dict]:
-        size = SIZES[wanted["size"]]
-        model = load_start(start) if start else new_lvm(size, tokenizer, seed=config.seed)
-        seed = sentence_seed(model, config.seed)
-        sampler = SentenceSampler(data, recipe, steps=config.steps, seed=seed)
-        return train_lvm(compile_layers(model) if compiled else model, sampler, where, config)
+    def fit(where: Path, training: TrainConfig, start: Path | None = None) -> list[dict]:
+        size = SIZES[config["size"]]
+        model = load_start(start) if start else new_lvm(size, tokenizer, seed=training.seed)
+        seed = sentence_seed(model, training.seed)
+        sampler = SentenceSampler(data, recipe, steps=training.steps, seed=seed)
+        return train_lvm(compile_layers(model) if compiled else model, sampler, where, training)
 
     def tune(lr: float) -> dict:
         fit(folder / f"lr-{lr}", training(setting.tune, lr, lr, 100))
-        return {"loss": float(np.mean([*common.losses(load_lvm(folder / f"lr-{lr}"), asked).values()]))}
+        return {"loss": float(np.mean([*common.losses(load_lvm(folder / f"lr-{lr}"), scorers).values()]))}
 
-    tuned, trying = {}, LRS
-    while trying:
-        tuned |= {
-            lr: common.kept(folder / f"lr-{lr}.json", functools.partial(tune, lr))["loss"] for lr in trying
-        }
+    # where the grid's lowest rate is best, a lower one may be better still
+    tuned, rates = {}, LRS
+    while rates:
+        for lr in rates:
+            tuned[lr] = common.resumed(folder / f"lr-{lr}.json", functools.partial(tune, lr))["loss"]
         best = min(tuned, key=tuned.get)
-        trying = (best / 2,) * (
-            best == min(tuned)
-        )  # at the grid's lower end: a lower one may be better still
+        rates = (best / 2,) if best == min(tuned) else ()
 
     def branch(seed: int, budget: int) -> dict:
-        print(f"{wanted['size']}, seed {seed}, {budget} steps")
-        # the trunk up to a budget goes on from the one before, with a fresh optimiser and a short warm-up
+        print(f"{config['size']}, seed {seed}, {budget} steps")
+
+        # the trunk up to a budget starts from the budget before, with a fresh optimiser and a short warm-up
         earlier = [b for b in setting.budgets if b < budget]
-        trunk, decay, length = (
-            folder / f"seed-{seed}-{budget}",
-            folder / f"seed-{seed}-{budget}-decay",
-            budget - (earlier[-1] if earlier else 0),
-        )
+        trunk, decay = folder / f"seed-{seed}-{budget}", folder / f"seed-{seed}-{budget}-decay"
+        length = budget - (earlier[-1] if earlier else 0)
         start = folder / f"seed-{seed}-{earlier[-1]}" if earlier else None
         stable = fit(trunk, training(length, best, best, seed), start)
         log = fit(decay, training(budget // 5, best, best / 30, seed), trunk)
@@ -142,13 +137,13 @@ def compute(wanted: dict, compiled: bool = False) -> list[dict]:
             "tuning": tuned,
             "seconds": stable[-1]["seconds"] + log[-1]["seconds"],
             "precision": precision(setting.precision),
-            **common.scored(lvm, asked, name=wanted["size"]),
+            **common.scored(lvm, scorers, name=config["size"]),
         }
 
-    parts = [(seed, budget) for seed in range(setting.seeds) for budget in setting.budgets]
+    branches = [(seed, budget) for seed in range(setting.seeds) for budget in setting.budgets]
     return [
-        common.kept(folder / f"seed-{seed}-{budget}.json", functools.partial(branch, seed, budget))
-        for seed, budget in parts
+        common.resumed(folder / f"seed-{seed}-{budget}.json", functools.partial(branch, seed, budget))
+        for seed, budget in branches
     ]
 
 
@@ -160,11 +155,15 @@ def points(records: dict[str, dict]) -> pd.DataFrame:
     return frames.trainings(records).groupby(training, sort=False)[["loss", "skill"]].mean().reset_index()
 
 
-def law(trainings: pd.DataFrame) -> dict[str, float]:
+def law(trainings: pd.DataFrame, floor: float | None = None) -> dict[str, float]:
     """The fit of loss = E + A / (N / 1e6)^a + B / (D / 1e6)^b (Hoffmann et al., arXiv 2203.15556) to
     `points`.
 
     It is robust (Huber) and on the logarithm of the loss.
+
+    Args:
+        trainings: Of `points`.
+        floor: E is held there; None fits it too.
 
     Returns:
         E, A, a, B and b.
@@ -174,13 +173,54 @@ def law(trainings: pd.DataFrame) -> dict[str, float]:
     def error(constants: np.ndarray) -> np.ndarray:
         return np.log(predicted(dict(zip("EAaBb", constants, strict=True)), n, d)) - np.log(loss)
 
-    bounds = [0, 0, 0.01, 0, 0.01], [loss.min(), 20, 3, 20, 3]
+    low, high = (0.0, loss.min()) if floor is None else (floor, floor + 1e-9)
+    bounds = [low, 0, 0.01, 0, 0.01], [high, 20, 3, 20, 3]
     fits = [
-        least_squares(error, [e * loss.min(), 0.5, a, 0.5, a], bounds=bounds, loss="huber", f_scale=1e-2)
-        for e in (0.1, 0.5, 0.9)
+        least_squares(
+            error, [low + e * (high - low), 0.5, a, 0.5, a], bounds=bounds, loss="huber", f_scale=1e-2
+        )
+        for e in ((0.1, 0.5, 0.9) if floor is None else (0.5,))
         for a in (0.2, 0.6)
     ]
     return dict(zip("EAaBb", map(float, min(fits, key=lambda fit: fit.cost).x), strict=True))
+
+
+def profile(
+    trainings: pd.DataFrame, floors: Sequence[float] = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+) -> pd.DataFrame:
+    """How well the law fits when its floor E is held: a fit on the bound 0 says little of E by itself.
+
+    Returns:
+        ``E``, and the root mean square and the largest relative error of the loss, ``rms`` and ``largest``.
+    """
+    lines = []
+    for floor in floors:
+        fit = law(trainings, floor)
+        error = predicted(fit, trainings.parameters, trainings.tokens) / trainings.loss - 1
+        lines.append(
+            {"E": floor, "rms": float((error**2).mean() ** 0.5), "largest": float(error.abs().max())}
+        )
+    return pd.DataFrame(lines)
+
+
+def correlations(trainings: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlation of mean loss and mean skill: over all trainings, and within each size and each budget.
+
+    Loss and skill are of the same answers to the same prompts.
+
+    Args:
+        trainings: Of `points`.
+
+    Returns:
+        ``within``, ``trainings``, ``correlation``.
+    """
+    groups = {"all": trainings}
+    groups |= {f"size {size}": group for size, group in trainings.groupby("arm", sort=False)}
+    groups |= {f"{tokens / 1e6:.1f}M tokens": group for tokens, group in trainings.groupby("tokens")}
+    return pd.DataFrame(
+        {"within": name, "trainings": len(group), "correlation": spearmanr(group.loss, group.skill).statistic}
+        for name, group in groups.items()
+    )
 
 
 def predicted(fit: dict[str, float], n: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -57,8 +57,8 @@ SCORES = {
 
 def photographs(split: str, size: int = 64) -> tuple[list[str], Tensor]:
     """Every photograph of a split: names, and centre crops (B, 3, size, size)."""
-    found = default().all("photographs", split)
-    return [p.name for p in found], torch.stack([images.load(p.image, size) for p in found])
+    sources = default().all("photographs", split)
+    return [source.name for source in sources], torch.stack([images.load(s.image, size) for s in sources])
 
 
 def mean_colours(pictures: Tensor, grid: int) -> Tensor:
@@ -69,50 +69,47 @@ def mean_colours(pictures: Tensor, grid: int) -> Tensor:
     return F.interpolate(small, pictures.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> list[dict]:
+def carries(tokenizer: Tokenizer, split: str = "val", count: int = 32) -> pd.DataFrame:
     """What is left of masks, skeletons and photographs after the tokens and after as many mean colours.
 
-    Rows {kind, code, metric, score, low, high, pictures, sources}; 95 % bootstrap intervals over sources.
+    Args:
+        tokenizer: The tokenizer that is measured.
+        split: Of mini-world.
+        count: Pictures of masks, and of skeletons; photographs are all of the split.
+
+    Returns:
+        ``kind``, ``code``, ``metric``; ``score`` with its 95 % bootstrap interval over sources ``low`` to
+        ``high``; how many ``pictures`` and ``sources``.
     """
     codes = {"tokens": tokenizer.round_trip, "mean colours": lambda x: mean_colours(x, tokenizer.grid)}
     rows = []
     for kind, name in LABELS.items():
-        found = [sentence(name, split, i, laws=of_size(tokenizer.size), pairs=1) for i in range(count)]
-        pairs, encodings = [s.pairs[0] for s in found], [s.encoding for s in found]
+        sentences = [sentence(name, split, i, laws=of_size(tokenizer.size), pairs=1) for i in range(count)]
+        pairs, encodings = [s.pairs[0] for s in sentences], [s.encoding for s in sentences]
         truth, task = images.from_uint8(np.stack([p.label for p in pairs])), tasks.get(name)
+        sources = [p.source for p in pairs]
         for code, through in codes.items():
             after = through(truth)
-            own = task.scores(images.to_uint8(after), pairs, encodings)[task.metric]
-            rows += [
-                _row(kind, code, metric, values, [p.source for p in pairs])
-                for metric, values in ((task.metric, own), ("PSNR", psnr(after, truth).numpy()))
-            ]
+            scores = task.scores(images.to_uint8(after), pairs, encodings)[task.metric]
+            rows.append(_row(kind, code, task.metric, scores, sources))
+            rows.append(_row(kind, code, "PSNR", psnr(after, truth).numpy(), sources))
+
     names, truth = photographs(split, tokenizer.size)
-    return rows + [
-        _row("photographs", code, "PSNR", psnr(through(truth), truth).numpy(), names)
-        for code, through in codes.items()
-    ]
+    for code, through in codes.items():
+        rows.append(_row("photographs", code, "PSNR", psnr(through(truth), truth).numpy(), names))
+    return pd.DataFrame(rows)
 
 
 def _row(kind: str, code: str, metric: str, values: np.ndarray, sources: list[str]) -> dict:
     means = resample([values], np.array(sources))[0]
     low, high = np.percentile(means[1:], (2.5, 97.5))
-    return {
-        "kind": kind,
-        "code": code,
-        "metric": metric,
-        "score": float(means[0]),
+    row = {"kind": kind, "code": code, "metric": metric, "score": float(means[0])}
+    return row | {
         "low": float(low),
         "high": float(high),
         "pictures": len(values),
         "sources": len(set(sources)),
     }
-
-
-def pick(rows: list[dict], kind: str, metric: str, code: str = "tokens") -> dict:
-    """The one row of this kind, metric and code."""
-    (row,) = (r for r in rows if (r["kind"], r["metric"], r["code"]) == (kind, metric, code))
-    return row
 
 
 def reach(tokenizer: Tokenizer, pictures: Tensor, seed: int = 0) -> tuple[np.ndarray, float]:
@@ -171,12 +168,12 @@ def use_by_kind(tokenizer: Tokenizer, pool: Pool, per_kind: int = 300) -> dict[s
     """The codes' use by each kind of picture in a pool, on its first ``per_kind`` pictures, and by "all" of
     these.
     """
-    found = {
+    uses = {
         kind: code_use(tokenizer.encode(to_float(pool.pictures[of[:per_kind]])), tokenizer.codebook_size)
         for kind, of in zip(KINDS, pool.of_kind, strict=True)
         if len(of) and kind != "other"
     }
-    return {"all": Use(sum(use.counts for use in found.values())), **found}
+    return {"all": Use(sum(use.counts for use in uses.values())), **uses}
 
 
 # A small training, live
@@ -363,16 +360,16 @@ def findings(record: dict) -> pd.DataFrame:
 
 def table(record: dict) -> pd.DataFrame:
     """`findings` as texts to print."""
-    found = findings(record)
+    rows = findings(record)
     return pd.DataFrame(
         {
-            "score": found.title,
-            "VQ": found.vq.map("{:.3f}".format),
-            "FSQ": found.fsq.map("{:.3f}".format),
+            "score": rows.title,
+            "VQ": rows.vq.map("{:.3f}".format),
+            "FSQ": rows.fsq.map("{:.3f}".format),
             "FSQ - VQ (95 %)": [
-                f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in found.itertuples()
+                f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in rows.itertuples()
             ],
-            "higher": found.higher,
+            "higher": rows.higher,
         }
     )
 
