@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab.data.store import save_table
+from lvmlab.data.parts import save_table
 
 TOKENIZER = "0123456789abcdef"
 

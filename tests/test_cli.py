@@ -11,8 +11,8 @@ from typing import get_args
 
 import pytest
 
+from lvmlab.data.building import build
 from lvmlab.data.mini_world import World
-from lvmlab.data.store import build
 from lvmlab.lab import runs
 
 pytestmark = pytest.mark.slow
@@ -193,7 +193,8 @@ def test_a_folder_of_pairs_becomes_a_store_and_goes_on(tmp_path):
 def test_processes_of_a_launch_share_the_parts(tmp_path):
     from PIL import Image
 
-    from lvmlab.data.store import SHARD, Store
+    from lvmlab.data.building import SHARD
+    from lvmlab.data.store import Store
 
     (tmp_path / "pairs").mkdir()
     for i in range(SHARD + 3):

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from stores import write_part, write_store
 
+from lvmlab.data.building import build
 from lvmlab.data.mini_world import World
 from lvmlab.data.readers import Broken, paired_folder
-from lvmlab.data.store import Store, build, export_parquet
+from lvmlab.data.store import Store, export_parquet
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.world.sentences import PAIRS, sentence
 

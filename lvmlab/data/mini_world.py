@@ -15,7 +15,7 @@ from lvmlab.world.sentences import PAIRS, Row, Sentence, sentence
 
 @dataclass(frozen=True)
 class World:
-    """Sentences of mini-world as `lvmlab.data.store.build` reads them.
+    """Sentences of mini-world as `lvmlab.data.building.build` reads them.
 
     Rendering and encoding cost as much as a third of a training: so a group is tokenised once, and every
     sentence drawn from it takes some of its pairs in a new order.

@@ -1,202 +1,23 @@
-"""The token store: pictures tokenised once, on disk, and the sentences drawn from them.
+"""The token store: rows of tokens, tokenised once and memory-mapped, and the sentences drawn from them.
 
-A store is a folder: ``store.json`` and parts ``TASK.NNNNNN.arrow``, Arrow files that are memory-mapped, so
-    that ten million rows
-open at once and take no memory. A row is a pair, an image or a clip: its ``tokens`` (fixed-size list of
-uint16), ``task``,
-``source``, ``split``, ``group`` (rows that may share a sentence: one encoding, one class) and
-``augmentation`` ("" or "copy 3"),
-the texts dictionary-encoded. The tokenizer's fingerprint stands in ``store.json`` and in every part's
-metadata. `export_parquet`
-writes the same rows as Parquet, which `datasets` streams from a disk or an object store.
+A store is a folder: ``store.json`` and parts ``TASK.NNNNNN.arrow`` (`lvmlab.data.parts`), so that ten million
+rows open at once and take no memory. `lvmlab.data.building` makes one. `export_parquet` writes the same rows as
+Parquet, which `datasets` streams from a disk or an object store.
 """
 
-import itertools
-import json
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lvmlab.tokenizer.tokenizer import Tokenizer
-from lvmlab.utils.files import atomic, write_file
-from lvmlab.utils.images import from_uint8
-from lvmlab.world.sentences import Row
-
-SHARD = 32  # members read, encoded and kept at a time: what a kill can lose
-_TEXT = pa.dictionary(pa.int32(), pa.string())
-TEXTS = ("task", "source", "split", "group", "augmentation")
-
+from lvmlab.data.parts import TEXTS, check_parts, list_parts, read_index, read_table, task_of
+from lvmlab.utils import digests
+from lvmlab.utils.files import atomic
 
 Origin = list[tuple[str, np.ndarray]]  # the rows of a sentence, by task
-
-
-class Readable(Protocol):
-    """What `build` tokenises: `lvmlab.data.readers.Reader`, or `lvmlab.data.mini_world.World`."""
-
-    task: str
-    split: str
-    members: object
-
-    def rows(self, size: int, *, copies: int, tolerate: float, part: range) -> Iterable[tuple[int, Row]]: ...
-
-
-def build(
-    folder: str | Path,
-    tokenizer: Tokenizer,
-    readers: Iterable[Readable],
-    *,
-    copies: int | dict[str, int] = 0,
-    tolerate: float = 0.01,
-    rank: int = 0,
-    ranks: int = 1,
-    progress: bool = True,
-) -> None:
-    """Reads and tokenises every member of the readers; goes on where it stopped, each rank with its own
-    parts.
-
-    copies: augmented copies beside each row, of all or by task. tolerate: the share of a part's members that
-        may be broken.
-    Raises ValueError where the folder holds the tokens of another tokenizer or another origin of the same
-    task.
-    """
-    folder, readers = Path(folder), list(readers)
-    copies = copies if isinstance(copies, dict) else {reader.task: copies for reader in readers}
-    check_store(
-        folder,
-        tokenizer,
-        {r.task: {**getattr(r, "origin", {}), "copies": copies.get(r.task, 0)} for r in readers},
-        write=rank == 0,
-    )
-    with ThreadPoolExecutor(1) as ahead:  # pictures are read while others are encoded
-        for reader in readers:
-            parts = [
-                range(first, min(first + SHARD, len(reader.members)))
-                for first in range(0, len(reader.members), SHARD)
-            ][rank::ranks]
-            todo = [part for part in parts if not _complete(_path(folder, reader.task, part), len(part))]
-            bar = tqdm(
-                total=len(parts),
-                initial=len(parts) - len(todo),
-                desc=f"tokenise {reader.task}",
-                disable=not progress,
-            )
-
-            def read(part: range, reader=reader) -> list[tuple[int, Row]]:
-                return list(
-                    reader.rows(
-                        tokenizer.size, copies=copies.get(reader.task, 0), tolerate=tolerate, part=part
-                    )
-                )
-
-            coming = [ahead.submit(read, part) for part in todo[:1]]
-            for part, after in itertools.zip_longest(todo, todo[1:]):
-                rows = coming.pop().result()
-                coming += [ahead.submit(read, after)] if after else []
-                write_part(
-                    _path(folder, reader.task, part), tokenizer, reader.task, reader.split, rows, len(part)
-                )
-                bar.update()
-            bar.close()
-
-
-def _path(folder: Path, task: str, part: range) -> Path:
-    return folder / f"{task}.{part.start:06d}.arrow"
-
-
-def _complete(path: Path, members: int) -> bool:
-    return (
-        path.exists() and int(pa.ipc.open_file(path).schema.metadata[b"members"]) >= members
-    )  # a part of a smaller store grows
-
-
-def write_part(
-    path: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[tuple[int, Row]], members: int
-) -> None:
-    """Encodes rows, all of as many pictures, and writes them as one part."""
-    shown = {len(row.pictures) for _, row in rows} or {1}
-    if len(shown) > 1:
-        raise ValueError(
-            f"rows of {', '.join(map(str, sorted(shown)))} pictures in one part of {task}: give each kind a "
-            f"task of its own"
-        )
-    count = shown.pop()
-    tokens = (
-        tokenizer.encode(from_uint8(np.concatenate([row.pictures for _, row in rows])))
-        if rows
-        else torch.zeros(0, tokenizer.tokens_per_image)
-    )
-    save_table(
-        path,
-        tokens.reshape(-1, count * tokenizer.tokens_per_image).numpy(),
-        tokenizer=tokenizer.fingerprint,
-        pictures=count,
-        members=members,
-        task=task,
-        split=split,
-        source=[row.source for _, row in rows],
-        group=[row.group for _, row in rows],
-        augmentation=[f"copy {copy}" if copy else "" for copy, _ in rows],
-    )
-
-
-def save_table(
-    path: Path, tokens: np.ndarray, *, tokenizer: str, pictures: int, members: int, **texts: str | list[str]
-) -> None:
-    """Rows of tokens (rows, n) as one part; a text is one for all rows or a list, "" where none is given."""
-    given = {name: texts.get(name, "") for name in TEXTS}
-    columns = {
-        name: pa.array([text] * len(tokens) if isinstance(text, str) else text, _TEXT)
-        for name, text in given.items()
-    }
-    columns["tokens"] = pa.FixedSizeListArray.from_arrays(
-        pa.array(tokens.astype(np.uint16).reshape(-1)), tokens.shape[1]
-    )
-    table = pa.table(columns).replace_schema_metadata(
-        {"tokenizer": tokenizer, "pictures": str(pictures), "members": str(members)}
-    )
-    with atomic(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as file:
-        file.write_table(table)
-
-
-def check_store(folder: Path, tokenizer: Tokenizer, origins: dict[str, dict], write: bool = True) -> None:
-    """Makes ``store.json``, or holds it against this tokenizer and the tasks' origins. Raises ValueError
-    where they differ.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, mine = (
-        folder / "store.json",
-        {"tokenizer": tokenizer.fingerprint, "tokens": tokenizer.tokens_per_image},
-    )
-    theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**mine, "tasks": {}}
-    differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
-    for task, origin in origins.items():
-        there = theirs["tasks"].get(task, origin) if any(folder.glob(f"{task}.[0-9]*.arrow")) else origin
-        differ += [
-            f"{task}'s {k}: {there.get(k)!r} there, {origin.get(k)!r} here"
-            for k in origin | there
-            if there.get(k) != origin.get(k)
-        ]
-    if differ:
-        raise ValueError(f"{folder} holds other tokens ({'; '.join(differ)}): choose another folder")
-    meta = {**mine, "tasks": {**theirs["tasks"], **origins}}
-    if write and not (path.exists() and meta == theirs):
-        write_file(path, json.dumps(meta) + "\n")
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.[0-9]*.arrow"))
-
-
-def _mapped(path: Path) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 class Rows:
@@ -206,7 +27,7 @@ class Rows:
     """
 
     def __init__(self, paths: list[Path]):
-        tables = [_mapped(path) for path in paths]
+        tables = [read_table(path) for path in paths]
         self.tables = [table for table in tables if len(table)] or tables[:1]
         self.pictures = int(self.tables[0].schema.metadata[b"pictures"])
         self.length = width = self.tables[0].schema.field("tokens").type.list_size  # tokens a row
@@ -254,14 +75,17 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, *, copies: int | None = None):
-        folder = Path(folder)
-        if not (folder / "store.json").is_file():
-            raise FileNotFoundError(f"{folder / 'store.json'} is missing: build a store there first")
-        self.meta = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        folder = Path(folder).expanduser()
+        meta = read_index(folder)
+        check_parts(folder, meta)
+        # what a training on the store is resumed by: every row
+        self.meta = {key: value for key, value in meta.items() if key != "parts"}
+        if "parts" in meta:
+            self.meta["content"] = digests.value_digest(meta["parts"])
         parts: dict[str, list[Path]] = {}
-        for path in _parts(folder):
-            parts.setdefault(path.name.rsplit(".", 2)[0], []).append(path)
-        self.tasks = {task: rows for task, paths in parts.items() if len(rows := Rows(paths))}
+        for path in list_parts(folder):
+            parts.setdefault(task_of(path), []).append(path)
+        self.tasks = {task: rows for task, files in parts.items() if len(rows := Rows(files))}
         if not self.tasks:
             raise ValueError(f"{folder} holds no tokens yet: build the store first")
         for task, rows in self.tasks.items():
@@ -403,15 +227,19 @@ def export_parquet(store: str | Path, out: str | Path) -> list[Path]:
     """The store's parts as Parquet files, texts plain (Parquet encodes them itself):
     `datasets.load_dataset("parquet", ..., streaming=True)`.
     """
+    store, out = Path(store).expanduser(), Path(out).expanduser()
     written = []
-    for path in _parts(Path(store)):
-        table = _mapped(path)
+    for path in list_parts(store):
+        table = read_table(path)
         plain = pa.schema(
             [pa.field(f.name, pa.string()) if f.name in TEXTS else f for f in table.schema],
             table.schema.metadata,
         )
-        target = Path(out) / f"{path.stem}.parquet"
+        target = out / f"{path.stem}.parquet"
         with atomic(target) as temporary:
             pq.write_table(table.cast(plain), temporary, compression="zstd")
         written.append(target)
+    # what an earlier, longer store left behind
+    for path in set(out.glob("*.[0-9]*.parquet")) - set(written):
+        path.unlink()
     return written

@@ -1,17 +1,10 @@
 """Token files of other systems, read into a store and written from one.
 
-==========
-=================================================================================================================
-``delvm``   ``NAME.bin``: a JSON object a line, ``{"tokens": [...]}``, a pair or an image; ``NAME.bin.meta``:
-an npy
-            array int64 (lines, 2), each line's byte offset and number of tokens
-``lvm``     JSON lines, ``{"tokens": "..."}``: base64 of int32 numbers, little-endian
-ours        a folder of memory-mapped Arrow parts, a row a pair, an image or a clip; or the same rows as
-Parquet: `lvmlab.data.store`
-==========
-=================================================================================================================
+- ``delvm``: ``NAME.bin``, a JSON object a line, ``{"tokens": [...]}``, a pair or an image; ``NAME.bin.meta``, an
+  npy array int64 (lines, 2) of each line's byte offset and number of tokens.
+- ``lvm``: JSON lines, ``{"tokens": "..."}``, base64 of int32 numbers, little-endian.
 
-Neither says which tokenizer wrote it, nor of which task, source or split a line is: that is told on import.
+Neither says which tokenizer wrote it, nor of which task, source or split a line is: the caller of an import does.
 """
 
 import base64
@@ -22,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lvmlab.data.store import Store, check_store, save_table
+from lvmlab.data.building import check_store
+from lvmlab.data.parts import list_parts, save_table, seal
+from lvmlab.data.store import Store
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.files import atomic, write_file
 
@@ -34,14 +29,16 @@ BATCH = 1000  # rows read from the store at a time
 def read_lines(path: str | Path, form: str) -> Iterator[np.ndarray]:
     """The tokens of each line, int64 (n,). Raises ValueError that names the line."""
     _known(form)
-    with open(path, "rb") as file:
+    with open(Path(path).expanduser(), "rb") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 tokens = json.loads(line)["tokens"]
                 yield (
                     np.frombuffer(base64.b64decode(tokens, validate=True), "<i4").astype(np.int64)
                     if form == "lvm"
-                    else np.array(tokens, np.int64)
+                    else _numbers(tokens)
                 )
             except (ValueError, KeyError, TypeError, binascii.Error) as error:
                 raise ValueError(
@@ -50,15 +47,24 @@ def read_lines(path: str | Path, form: str) -> Iterator[np.ndarray]:
                 ) from error
 
 
+def _numbers(tokens: list[int]) -> np.ndarray:
+    """A list of integers, int64 (n,). Raises TypeError for floats, booleans and texts."""
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise TypeError("tokens are no list of integers")
+    return np.array(tokens, np.int64)
+
+
 def import_tokens(
     path: str | Path, form: str, store: str | Path, tokenizer: Tokenizer, task: str, *, split: str = "train"
 ) -> int:
     """Lines of one length as rows of ``task``; returns how many. tokenizer: the one they were written with.
 
-    Raises ValueError for lines of other lengths, no whole pictures, or tokens out of range; a part is written
-    whole or not at all.
+    Raises ValueError for lines of other lengths, parts of pictures, or tokens out of range. A store that an
+    import broke off in is refused until it is imported again.
     """
-    store, rows, first, length = Path(store), [], 0, None
+    path, store = Path(path).expanduser(), Path(store).expanduser()
+    rows, first, length = [], 0, None
+    written = []
     check_store(store, tokenizer, {task: {"imported": Path(path).name, "format": form}})
     for number, tokens in enumerate(read_lines(path, form), 1):
         length = length or len(tokens)
@@ -75,19 +81,23 @@ def import_tokens(
             )
         rows.append(tokens)
         if len(rows) == PART:
-            _write(store, tokenizer, task, split, rows, first)
+            written.append(_write(store, tokenizer, task, split, rows, first))
             first, rows = first + PART, []
     if rows:
-        _write(store, tokenizer, task, split, rows, first)
+        written.append(_write(store, tokenizer, task, split, rows, first))
+    # what an earlier, longer import left behind
+    for left_over in set(list_parts(store, task)) - set(written):
+        left_over.unlink()
+    seal(store)
     return first + len(rows)
 
 
 def _write(
     store: Path, tokenizer: Tokenizer, task: str, split: str, rows: list[np.ndarray], first: int
-) -> None:
-    tokens = np.stack(rows)
+) -> Path:
+    tokens, path = np.stack(rows), store / f"{task}.{first:09d}.arrow"
     save_table(
-        store / f"{task}.{first:09d}.arrow",
+        path,
         tokens,
         tokenizer=tokenizer.fingerprint,
         pictures=tokens.shape[1] // tokenizer.tokens_per_image,
@@ -96,6 +106,7 @@ def _write(
         split=split,
         source=[f"line {first + i + 1}" for i in range(len(rows))],
     )
+    return path
 
 
 def export_tokens(store: str | Path, form: str, path: str | Path, tasks: list[str] | None = None) -> int:

@@ -58,7 +58,7 @@ ORDER = (
     "import",
 )
 REPEATS = {"world.render": 3, "import": 7}
-RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.data.store.build
+RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.data.building.build
 
 
 @entry("world.render")

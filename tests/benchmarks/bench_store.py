@@ -15,8 +15,10 @@ import torch
 from bench_rows import Row, entry, interleaved, rates
 from PIL import Image
 
+from lvmlab.data.building import build
+from lvmlab.data.parts import save_table
 from lvmlab.data.readers import paired_folder
-from lvmlab.data.store import Rows, Store, build, save_table
+from lvmlab.data.store import Rows, Store
 from lvmlab.data.token_files import export_tokens
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.utils.device import precision

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 
 from lvmlab.data.augmentation import Sample, pictures
 from lvmlab.utils import images
+from lvmlab.utils.digests import Place
 from lvmlab.utils.labels import Kind, choose_kind, label_pixels
 from lvmlab.utils.opening import Source, open_picture
 from lvmlab.utils.paths import check_component
@@ -85,7 +86,8 @@ class Reader:
         kind: of a sample: "pair", "image" or "clip".
         split: the name of the split.
         name: what a report calls a member.
-        files: the files that a member is read from.
+        files: the files that a member is read from, or pieces of them, or its annotation as text.
+        root: the folder that names are relative to.
         origin: what else decides the rows; a store is refused for rows of another origin.
     """
 
@@ -96,7 +98,8 @@ class Reader:
     split: str = "train"
     name: Callable[[Any], str] = str
     report: Report = field(default_factory=Report)
-    files: Callable[[Any], Sequence[Path]] | None = None
+    files: Callable[[Any], Sequence[Place]] | None = None
+    root: Path | None = None
     origin: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -123,6 +126,10 @@ class Reader:
             raise
         except DAMAGE as error:
             raise Broken(_first_line(error)) from error
+
+    def sources(self, part: range) -> list[Place]:
+        """What the members of a part are read from."""
+        return [place for index in part for place in self.files(self.members[index])]
 
     def rows(
         self, size: int, *, copies: int = 0, tolerate: float = 0.01, part: range | None = None

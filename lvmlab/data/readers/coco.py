@@ -52,8 +52,11 @@ def coco_pose(pictures: str | Path, annotations: str | Path, *, split: str = "tr
         read,
         split=split,
         name=lambda number: str(infos.get(number, {}).get("file_name", number)),
-        files=lambda number: _file(pictures, infos.get(number, {})),
-        origin={"annotations": annotations.name},
+        files=lambda number: [
+            json.dumps([infos.get(number), people[number]]),
+            *_file(pictures, infos.get(number, {})),
+        ],
+        root=pictures,
     )
 
 

@@ -84,6 +84,7 @@ def image_folder(root: str | Path, *, split: str = "") -> Reader:
         split or "train",
         lambda member: f"{member[1]}/{member[0].name}",
         files=lambda member: [member[0]],
+        root=root,
     )
 
 
@@ -104,6 +105,7 @@ def _pairs(root: Path, task: str, members: list, kind: Kind | None, split: str) 
         name=lambda member: member[0].relative_to(root).as_posix(),
         report=Report(labels=sentence),
         files=lambda member: [member[0], *member[1]],
+        root=root,
         origin={"labels": kind},
     )
 

@@ -59,5 +59,6 @@ def pascal5i(root: str | Path, fold: int, *, split: str = "val") -> Reader:
         split=split,
         name=lambda member: Path(member[0]).stem,
         files=lambda member: [Path(path) for path in member],
+        root=Path(root).expanduser(),
         origin={"fold": fold},
     )

@@ -45,6 +45,7 @@ def rain13k(root: str | Path, *, split: str = "train") -> Reader:
         keys,
         read,
         split=split,
-        files=lambda key: [root / f"{side}.lmdb" / "data.mdb" for side in stores],
+        files=lambda key: [key, *(root / f"{side}.lmdb" / "data.mdb" for side in stores)],
+        root=root,
         origin={"labels": "pictures"},
     )

@@ -54,7 +54,8 @@ def sa1b(root: str | Path, *, crops: int = 6, side: int = 800, split: str = "tra
         read,
         split=split,
         name=lambda member: member[0],
-        files=lambda member: [p if isinstance(p, Path) else p[0] for p in member[1:] if p],
+        files=lambda member: [place for place in member[1:] if place],
+        root=root,
         origin={"crops": crops, "side": side},
     )
 

@@ -46,6 +46,7 @@ def clips(root: str | Path, *, frames: int = 16, stride: int = 1, split: str = "
         split,
         lambda member: member[0].relative_to(root).as_posix(),
         files=lambda member: member[1] or [member[0]],
+        root=root,
         origin={"frames": frames, "stride": stride},
     )
 

@@ -59,7 +59,8 @@ def tokenize(
 
     from accelerate import PartialState
 
-    from lvmlab.data.store import Store, build, export_parquet
+    from lvmlab.data.building import build
+    from lvmlab.data.store import Store, export_parquet
     from lvmlab.tokenizer.tokenizer import Tokenizer
     from lvmlab.utils.device import default_device
 

@@ -79,9 +79,10 @@ def train(
 
     from accelerate import PartialState
 
+    from lvmlab.data.building import build
     from lvmlab.data.mini_world import World
     from lvmlab.data.mixture import Mixture
-    from lvmlab.data.store import Store, build
+    from lvmlab.data.store import Store
     from lvmlab.distillation.objectives import Distillation
     from lvmlab.model.lvm import LVM
     from lvmlab.tokenizer.tokenizer import Tokenizer

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lvmlab.data.building import build
 from lvmlab.data.mini_world import World
 from lvmlab.data.mixture import Mixture
-from lvmlab.data.store import build
 from lvmlab.lab import frames, runs
 from lvmlab.lab.studies import common
 from lvmlab.lab.studies.common import MICRO

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lvmlab.data.building import build
 from lvmlab.data.mini_world import World
 from lvmlab.data.mixture import Mixture
-from lvmlab.data.store import build
 from lvmlab.distillation.cache import ALL_CODES, FrozenSentences, freeze_sentences, write_cache
 from lvmlab.distillation.objectives import Distillation
 from lvmlab.lab import frames, runs
