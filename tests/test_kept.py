@@ -244,3 +244,70 @@ def test_a_digest_is_over_names_and_contents(tmp_path):
     assert first == digests.file_digest(large, 10) == digests.file_digest(large)
     large.write_bytes(b"2" * 100)
     assert digests.file_digest(large, 10) != first
+
+
+def test_pictures_of_two_folders_of_one_name_are_two(tmp_path):
+    from lvmlab.data import labelled
+
+    for i, folder in enumerate(("one", "two")):
+        for name in ("cat", "dog"):
+            noise(tmp_path / folder / "pets" / "train" / name / "0.png", i)
+    one, two = (labelled.image_folder(tmp_path / folder / "pets", "train", 8) for folder in ("one", "two"))
+    assert (one.name, one.size, len(one)) == (two.name, two.size, len(two)) and one.digest() != two.digest()
+    kept = [part.kept().picture(0) for part in (one, two)]
+    assert (kept[0] == one.picture(0)).all() and (kept[1] == two.picture(0)).all()
+    noise(tmp_path / "one" / "pets" / "train" / "cat" / "0.png", 5)
+    again = labelled.image_folder(tmp_path / "one" / "pets", "train", 8).kept()
+    assert (again.picture(0) != kept[0]).any(), "a picture that was exchanged is read anew"
+
+
+def test_features_of_two_folders_of_one_name_are_two(tmp_path):
+    import torch
+
+    from lvmlab.data import labelled
+    from lvmlab.evaluation.features import extract
+
+    class Means:
+        name = "means"
+
+        def fingerprint(self):
+            return "means"
+
+        def blocks(self, pictures):
+            return [pictures.flatten(2).movedim(1, 2)[:, :4].to(torch.float32)]
+
+    for i, folder in enumerate(("one", "two")):
+        for name in ("cat", "dog"):
+            noise(tmp_path / folder / "pets" / "train" / name / "0.png", i)
+    found = [
+        extract(Means(), labelled.image_folder(tmp_path / folder / "pets", "train", 8), progress=False)
+        for folder in ("one", "two")
+    ]
+    assert (np.array(found[0].means[0]) != np.array(found[1].means[0])).any()
+
+
+def test_a_pool_of_another_plan_is_rendered_anew(tmp_path, monkeypatch):
+    from lvmlab.data import picture_pool
+
+    class Serial:
+        def __init__(self, *args, **options):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        map = staticmethod(lambda function, jobs, chunksize: map(function, jobs))
+
+    monkeypatch.setattr(picture_pool, "ProcessPoolExecutor", Serial)
+
+    def pool(count, split="val"):
+        path = picture_pool.render_pool(tmp_path / "pool.npy", split, count, progress=False)
+        return np.load(path)
+
+    first, time = pool(8), (tmp_path / "pool.npy").stat().st_mtime_ns
+    assert len(first) == 8 and len(pool(8)) == 8 and (tmp_path / "pool.npy").stat().st_mtime_ns == time
+    assert len(pool(24)) == 24
+    assert (pool(8, "test")[0] != first[0]).any()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lvmlab.data.readers.hub import load_data, saved_by_datasets, source_of, undecoded
-from lvmlab.utils import images, paths
+from lvmlab.utils import digests, images, paths
 from lvmlab.utils.files import atomic, write_file
 from lvmlab.utils.listing import list_files, list_shared_classes, split_name
 from lvmlab.utils.opening import SUFFIXES
@@ -36,10 +36,16 @@ READERS = 2
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with classes. ``picture(i)`` is uint8 (size, size, 3); labels (P,); classes: their names;
-    sources (P,): what intervals are taken over.
+    """Pictures with classes.
 
-    name: with the size, what a cache of features is called by.
+    Attributes:
+        name: what a reader calls them.
+        size: pixels along each side.
+        picture: gives uint8 (size, size, 3) of a number.
+        labels: (P,), numbers of classes.
+        classes: their names, the same in every split.
+        sources: (P,), what intervals are taken over.
+        digest: of what they are read from; what is cached of them is named by it.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Labelled:
     labels: np.ndarray = field(repr=False)
     classes: list[str] = field(repr=False)
     sources: np.ndarray = field(repr=False)
+    digest: Callable[[], str] = field(repr=False, default=lambda: "")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +68,7 @@ class Labelled:
         """The same pictures, drawn once into the cache folder and read from there: what a training of many
         epochs wants.
         """
-        path = paths.cache() / "pictures" / f"{self.name} {self.size} {DEFAULT.version}.npy"
+        path = paths.cache() / "pictures" / f"{self.name} {self.size} {self.digest()}.npy"
         if not path.is_file():
             write_file(
                 path,
@@ -160,6 +167,7 @@ def objects(split: str, size: int = 64, times: int = 4, sources: Sources | None 
         labels,
         names,
         np.repeat([s.family for s in sprites], times),
+        lambda: DEFAULT.version,
     )
 
 
@@ -227,6 +235,7 @@ def image_folder(root: str | Path, split: str = "", size: int = 224) -> Labelled
         np.array([label for _, label in files]),
         classes,
         np.arange(len(files)),
+        lambda: digests.remembered_content(root / split, [path for path, _ in files]),
     )
 
 
@@ -238,6 +247,7 @@ def columns(data, name: str, size: int = 224, image: str = "image", label: str =
         raise ValueError(
             f"{name} has no column {', '.join(sorted(missing))}: choose from {', '.join(data.column_names)}"
         )
+    fingerprint = data._fingerprint
     data = undecoded(data, image)
     names, labels = np.unique(data[label], return_inverse=True)
     if known := getattr(data.features[label], "names", None):
@@ -249,4 +259,5 @@ def columns(data, name: str, size: int = 224, image: str = "image", label: str =
         labels,
         [*map(str, names)],
         np.arange(len(labels)),
+        lambda: fingerprint,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from lvmlab.utils.digests import value_digest
 from lvmlab.utils.files import atomic, write_file
 from lvmlab.world import DEFAULT, V1, V2, Laws, tasks
 from lvmlab.world.sentences import sentence
@@ -62,10 +63,13 @@ def render_pool(
     Returns:
         ``path``.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     kinds_path = path.with_name(f"{path.stem}-kinds.npy")
-    if path.exists() and kinds_path.exists():
+    plan = value_digest([split, count, laws.version, laws.size, SHARES[laws.version]])
+    note = path.with_suffix(".plan")
+    if path.exists() and kinds_path.exists() and note.is_file() and note.read_text(encoding="utf-8") == plan:
         return path
+    note.unlink(missing_ok=True)
     jobs = [
         (split, task, i, laws)
         for task, share in SHARES[laws.version].items()
@@ -85,6 +89,7 @@ def render_pool(
             pictures[i * PICTURES : (i + 1) * PICTURES] = drawn
         pictures.flush()
         write_file(kinds_path, np.concatenate(kinds).astype(np.uint8))
+    write_file(note, plan)  # last: a pool without it is half rendered
     return path
 
 

@@ -82,6 +82,7 @@ def extract(
     key = [
         trunk.fingerprint(),
         data.name,
+        data.digest(),
         data.size,
         len(data),
         labels,

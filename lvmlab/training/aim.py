@@ -243,7 +243,7 @@ def finetune(
 
 
 def _identity(shape: PatchConfig, data: Labelled, batch: int) -> dict:
-    return {"shape": asdict(shape), "data": [data.name, data.size, len(data)], "batch": batch}
+    return {"shape": asdict(shape), "data": [data.name, data.digest(), data.size, len(data)], "batch": batch}
 
 
 def _crop(picture: Tensor, size: int, rng: np.random.Generator) -> Tensor:
