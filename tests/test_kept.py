@@ -302,6 +302,7 @@ def test_a_pool_of_another_plan_is_rendered_anew(tmp_path, monkeypatch):
         map = staticmethod(lambda function, jobs, chunksize: map(function, jobs))
 
     monkeypatch.setattr(picture_pool, "ProcessPoolExecutor", Serial)
+    monkeypatch.setitem(picture_pool.SHARES, picture_pool.DEFAULT.version, {"derain": 1.0})
 
     def pool(count, split="val"):
         path = picture_pool.render_pool(tmp_path / "pool.npy", split, count, progress=False)
