@@ -10,7 +10,7 @@ import torch
 from stores import TOKENIZER, fit_lvm, write_store
 
 from lvmlab.data.mixture import Mixture
-from lvmlab.data.store import save_table
+from lvmlab.data.parts import save_table
 from lvmlab.model.config import LVM_PRESETS
 from lvmlab.model.initialisation import init_from_grid
 from lvmlab.model.lvm import LVM
