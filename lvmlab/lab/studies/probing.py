@@ -269,7 +269,6 @@ def predictions(record: dict, kind: str) -> tuple[np.ndarray, Labelled]:
     setting = Setting(**record["config"]["setting"])
     if kind != "fashion":
         return predicted, pictures("test", setting)
-
     # `Labelled.first` has the pictures class after class
     labels = np.repeat(range(10), setting.fashion_per_class)
     picture = lambda i: pictures("test", setting, kind).picture(i)  # noqa: E731
