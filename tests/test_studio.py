@@ -65,7 +65,7 @@ def same(a, b):
 
 def test_a_drawn_prompt_is_the_evaluations_and_its_answer_is_completion(session, tokenizer, models):
     session.draw("segmentation", index=1, examples=2)
-    tokens = encode_sentences(tokenizer, [session.asked])[:, : -tokenizer.tokens_per_image]
+    tokens = encode_sentences(tokenizer, [session.sentence])[:, : -tokenizer.tokens_per_image]
     found = list(session.answer("one", sample=True, seed=5, answers=3, top_k=20))
     assert [len(a.steps) for a in found] == list(range(1, tokenizer.tokens_per_image + 1))
     options = {"sample": True, "generator": torch.Generator().manual_seed(5), "answers": 3, "top_k": 20}
@@ -75,36 +75,36 @@ def test_a_drawn_prompt_is_the_evaluations_and_its_answer_is_completion(session,
     )
     whole = Session(Tokenizer.from_pretrained("mini", device="cpu"))
     whole.draw("derain", index=1)
-    assert same(whole.asked, sentences(Job("derain", prompts=2, split="val"))[1])
+    assert same(whole.sentence, sentences(Job("derain", prompts=2, split="val"))[1])
 
 
 def test_examples_are_moved_swapped_removed_and_added(session):
     session.draw(examples=3)
-    first = session.asked.pairs
+    first = session.sentence.pairs
     session.arrange([2, 0, 1], swapped=[0])
     assert (
-        session.asked.pairs[0] is first[2]
-        and session.asked.pairs[2] is first[1]
-        and session.asked.pairs[-1] is first[-1]
+        session.sentence.pairs[0] is first[2]
+        and session.sentence.pairs[2] is first[1]
+        and session.sentence.pairs[-1] is first[-1]
     )
-    assert np.array_equal(session.asked.pairs[1].image, first[0].label) and np.array_equal(
-        session.asked.pairs[1].label, first[0].image
+    assert np.array_equal(session.sentence.pairs[1].image, first[0].label) and np.array_equal(
+        session.sentence.pairs[1].label, first[0].image
     )
     session.arrange([0])
     session.arrange([0, 1, 2, 3, 4, 5])
-    assert len(session.asked.pairs) == 7 and session.tokens.shape[1] == 13 * session.n
+    assert len(session.sentence.pairs) == 7 and session.tokens.shape[1] == 13 * session.n
     for wrong in ([], [99], list(range(8))):
         with pytest.raises(ValueError, match="1 to 7 examples"):
             session.arrange(wrong)
-    assert len(session.asked.pairs) == 7, "a refused edit leaves the prompt as it was"
+    assert len(session.sentence.pairs) == 7, "a refused edit leaves the prompt as it was"
 
 
 def test_an_edit_forgets_the_answer_and_an_own_query_has_no_score(session):
     found = answered(session)
     assert 0 <= session.rows(session.pictures(found))[0]["score"] <= 1
-    session.put(np.full((40, 30, 3), 200, np.uint8), len(session.asked.pairs) - 1, "image")
+    session.put(np.full((40, 30, 3), 200, np.uint8), len(session.sentence.pairs) - 1, "image")
     assert (
-        session.found is None
+        session.current is None
         and not session.known
         and session.rows(session.pictures(answered(session))) == []
     )
@@ -114,14 +114,14 @@ def test_an_edit_forgets_the_answer_and_an_own_query_has_no_score(session):
 
 def test_labels_take_the_papers_colours_whether_drawn_or_painted(session):
     session.draw()
-    foreground, background = session.asked.encoding.colours
+    foreground, background = session.sentence.encoding.colours
     half = np.zeros((16, 16, 3), np.uint8)
     half[:, :8], half[:, 8:] = foreground, background
     session.put(half, 0, "label")
     session.recolour(*sensitivity.PAPER)
-    painted = session.asked.pairs[0].label
+    painted = session.sentence.pairs[0].label
     assert (painted[:, :8] == sensitivity.PAPER[0]).all() and (painted[:, 8:] == sensitivity.PAPER[1]).all()
-    assert (session.asked.pairs[1].label.reshape(-1, 3) == sensitivity.PAPER[1]).all(
+    assert (session.sentence.pairs[1].label.reshape(-1, 3) == sensitivity.PAPER[1]).all(
         1
     ).any() and session.known
     with pytest.raises(ValueError, match="choose two that differ"):
@@ -154,7 +154,7 @@ def test_another_token_leaves_what_came_before_it_and_changes_what_follows(sessi
         "the rest is told by the chosen token"
     )
     session.back()
-    assert session.found is first and session.first is None
+    assert session.current is first and session.original is None
     with pytest.raises(ValueError, match="not written"):
         session.choose(7, 0, 0)
 
@@ -164,7 +164,7 @@ def test_stopping_leaves_a_part_that_can_be_looked_into(session):
     for _ in range(3):
         next(growing)
     growing.close()
-    assert len(session.found.steps) == 3 and session.pictures(session.found).shape == (1, 16, 16, 3)
+    assert len(session.current.steps) == 3 and session.pictures(session.current).shape == (1, 16, 16, 3)
     session.inside(0, 2)
     with pytest.raises(ValueError, match="not written"):
         session.inside(0, 3)
@@ -227,21 +227,21 @@ def test_a_recipe_gives_the_same_answer_and_says_what_differs(session, tokenizer
     text = session.recipe()
     other = Session(tokenizer, models)
     *others, last = other.replay(text)
-    assert len(others) == 16 and not any(one.said for one in others)
+    assert len(others) == 16 and not any(one.message for one in others)
     assert (
-        last is other.found
-        and last.said == "The same answer as in the recipe. Machine and versions are the same."
+        last is other.current
+        and last.message == "The same answer as in the recipe. Machine and versions are the same."
     )
     assert (
-        same(other.asked, session.asked)
-        and torch.equal(other.found.of("ids"), found.of("ids"))
-        and other.found.options == found.options
+        same(other.sentence, session.sentence)
+        and torch.equal(other.current.of("ids"), found.of("ids"))
+        and other.current.options == found.options
     )
-    assert other.rows(other.pictures(other.found)) == session.rows(session.pictures(found))
+    assert other.rows(other.pictures(other.current)) == session.rows(session.pictures(found))
     kept = json.loads(text)
     kept["made"]["torch"], kept["tokens"][0][-1] = "0.1", (kept["tokens"][0][-1] + 1) % 16
     *_, last = other.replay(json.dumps(kept))
-    said = last.said
+    said = last.message
     assert said.startswith("1 of 16 tokens differ") and "torch is" in said and "was 0.1" in said
     for wrong in (b"\xff", "{}", '{"format": "else"}', json.dumps(kept | {"asked": {"pairs": [{}]}})):
         with pytest.raises(ValueError, match="Take away"):
@@ -333,7 +333,7 @@ def test_sensitivity_measures_every_change(models):
 def test_the_figures_show_what_the_studio_shows(session):
     found = answered(session)
     (ids, likely, patches), (heads, rolled) = session.inside(0, 6)
-    figure = figures.attention_map(session.asked, session.pictures(found)[0], rolled.numpy(), session.n)
+    figure = figures.attention_map(session.sentence, session.pictures(found)[0], rolled.numpy(), session.n)
     shares = [int(a.get_title().split("\n")[1].rstrip("%")) for a in figure.axes]
     assert len(shares) == 8 and abs(sum(shares) - 100) <= 4
     assert len(figures.alternatives_chart(ids, likely, patches).axes) == 8
@@ -361,11 +361,11 @@ def test_the_widget_shows_what_the_session_has(studio, session):
         and len(studio.answer["samples"]) == 2
         and len(studio.answer["rows"]) == 3
     )
-    assert studio.answer["samples"][1]["codes"] == session.found.of("ids")[
+    assert studio.answer["samples"][1]["codes"] == session.current.of("ids")[
         1
     ].tolist() and not studio.status.get("error")
     drawn = images.to_uint8(images.load(base64.b64decode(studio.answer["samples"][0]["picture"])))
-    assert np.array_equal(drawn, session.pictures(session.found)[0])
+    assert np.array_equal(drawn, session.pictures(session.current)[0])
     studio.act("look", sample=1, place=3).wait()
     assert (
         len(studio.inside["rolled"]) == session.tokens.shape[1] + 3
@@ -381,7 +381,7 @@ def test_the_widget_shows_what_the_session_has(studio, session):
     studio.act("take").wait()
     studio.act("draw", task="pose", index=1, examples=2).wait()
     assert studio.prompt["task"] == "pose" and studio.answer == {} and len(studio.prompt["examples"]) == 2
-    studio.act("replay", source=studio.session.recipe().encode() if session.found else b"{}").wait()
+    studio.act("replay", source=studio.session.recipe().encode() if session.current else b"{}").wait()
     assert "Take away" in studio.status["error"]
 
 
@@ -392,7 +392,7 @@ def test_a_message_of_the_browser_is_an_action(studio, session):
     assert (
         studio.wait().prompt["task"] == "selection"
         and not studio.status.get("error")
-        and len(session.asked.pairs) == 6
+        and len(session.sentence.pairs) == 6
     )
 
 
@@ -430,10 +430,10 @@ def test_what_is_asked_next_stops_what_is_under_way(studio, session, monkeypatch
     assert began.wait(20)
     studio.act("stop")
     go.set()
-    assert studio.wait().status["said"].startswith("Stopped after 1 of") and studio.answer["done"] == 1
+    assert studio.wait().status["message"].startswith("Stopped after 1 of") and studio.answer["done"] == 1
     began.clear(), go.clear()
     studio.act("answer", model="one")
     assert began.wait(20)
     studio.act("arrange", order=[1, 0])
     go.set()
-    assert studio.wait().answer == {} and len(session.asked.pairs) == 3
+    assert studio.wait().answer == {} and len(session.sentence.pairs) == 3

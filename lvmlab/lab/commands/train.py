@@ -128,7 +128,8 @@ def train(
         worlds = [World(task, groups, laws=laws) for task in laws.trained]
         build(folder / "store", tok, worlds, rank=state.process_index, ranks=state.num_processes)
         state.wait_for_everyone()
-    data = Store(store or folder / "store")
+    mixture = Mixture("mixture", temperature=2.0) if store else LVMRecipe.mixture
+    data = Store(store or folder / "store", copies=mixture.most_copies)
     most, available = lvm.max_seq_len // (2 * data.tokens_per_image), data.max_pairs()
     if available < most and pairs is None and state.is_main_process:
         print(f"sentences have {available} pairs: the smallest group of the store has no more")

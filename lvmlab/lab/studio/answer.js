@@ -13,13 +13,13 @@ function answerPart(studio) {
   const go = button("Answer", () => act("answer", { model: who.value, ...options() }), { className: "lvm-primary", "data-key": "answer" });
   const stop = button("Stop", () => act("stop"), { disabled: true, "data-key": "stop" });
   const bar = h("progress", { max: 1, value: 0, "aria-label": "Progress" });
-  const said = h("span", { role: "status" });
+  const message = h("span", { role: "status" });
   const error = h("p", { role: "alert", className: "lvm-error" });
   const node = h("section", { "aria-label": "Answer" },
     h("div", { className: "lvm-bar" }, field("Model", who), field("Decoding", how), field("Temperature", temperature), field("Top-k", topK), field("Top-p", topP),
       field("Answers", answers), field("Seed", seed)),
     h("div", { className: "lvm-bar" }, go, stop, field("Labels' codes only", constrained, "Only codes that occur in the prompt's labels may be written"),
-      bar, said), error);
+      bar, message), error);
 
   function allow() {
     for (const control of [temperature, topK, topP, answers, seed]) control.disabled = how.value === "greedy";
@@ -39,8 +39,8 @@ function answerPart(studio) {
     if (now.of) bar.value = now.done / now.of;
     else bar.removeAttribute("value");
     stop.disabled = !busy;
-    const text = now.busy ? `${now.said || "Working"}…` : now.said || "";
-    if (said.textContent !== text) said.textContent = text;
+    const text = now.busy ? `${now.message || "Working"}…` : now.message || "";
+    if (message.textContent !== text) message.textContent = text;
     if (error.textContent !== (ui.fault || now.error || "")) error.textContent = ui.fault || now.error || "";
     node.closest(".lvm-studio")?.setAttribute("aria-busy", String(busy));
   }

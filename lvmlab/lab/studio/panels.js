@@ -62,9 +62,9 @@ function intervals(rows) {
 const CELL = `from lvmlab.lab.studio.session import Session
 
 session = Session()
-*_, found = session.replay(open("lvmlab-recipe.json").read())
-print(found.said)  # whether the answer is the same
-pictures = session.pictures(found)  # uint8 (answers, 64, 64, 3)`;
+*_, answer = session.replay(open("lvmlab-recipe.json").read())
+print(answer.message)  # whether the answer is the same
+pictures = session.pictures(answer)  # uint8 (answers, 64, 64, 3)`;
 
 function takePanel(studio) {
   const { model, act } = studio;

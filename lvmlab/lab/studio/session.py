@@ -1,6 +1,4 @@
-"""What the prompt studio does, without any widget: a prompt to be edited, its answer, and what can be asked
-of both.
-"""
+"""What the prompt studio does, without any widget: a prompt to edit, its answer, and what is inside both."""
 
 import base64
 import importlib.metadata
@@ -37,10 +35,10 @@ FORMAT = "lvmlab recipe 1"
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """So much of an answer as is written: ``steps`` of (1, A) each, by which ``model`` and ``options``, in
-    ``seconds``, prefill included.
+    """An answer as far as it is written: ``steps`` of (1, A) each, its ``model`` and ``options``, and the
+    ``seconds`` it took, prefill included.
 
-    said: of one that a recipe asked for, whether it is the recipe's.
+    message: of a replayed recipe, whether the answer is the recipe's.
     """
 
     model: str
@@ -48,7 +46,7 @@ class Answer:
     forced: list[int]
     steps: list[Step]
     seconds: float
-    said: str = ""
+    message: str = ""
 
     def of(self, name: str) -> Tensor:
         """ids, logprobs or entropies (A, i), or log (A, i, codes)."""
@@ -62,10 +60,9 @@ class Session:
         session.draw("segmentation", index=3)     # a val prompt of mini-world
         for answer in session.answer("mini-teacher"): ...
 
-    models: others than the shipped ones, by name. Everything raises ValueError with the remedy in it. Public:
-        ``asked``, the prompt, whose
-    last pair is the query; whether its truth is ``known``; ``found``, the answer that is shown; ``first``,
-    the one before a token was chosen.
+    models: others than the shipped ones, by name. Everything raises ValueError with the remedy in it.
+    Public: ``sentence``, the prompt, whose last pair is the query; whether its truth is ``known``; ``current``,
+    the answer that is shown; ``original``, the one before a token was chosen.
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, models: dict[str, LVM] | None = None):
@@ -74,7 +71,7 @@ class Session:
         self.draw()
 
     def lvm(self, name: str) -> LVM:
-        """A model by its name, a shipped one or a checkpoint's folder; kept. Raises ValueError
+        """A model by its name, a shipped one or a checkpoint's folder; it stays loaded. Raises ValueError
         (CheckpointError).
         """
         (lvm := self.models.get(name) or LVM.from_pretrained(name)).check_fits(self.tokenizer)
@@ -90,52 +87,54 @@ class Session:
                 f"prompt {index} with {examples} examples: give a number of 0 or more, and 1 to {PAIRS - 1} "
                 f"examples"
             )
-        whole = sentence(task, SPLIT, index, laws=of_size(self.tokenizer.size), pairs=PAIRS)
-        *others, query = whole.pairs[: examples + 1] if tasks.get(task).sequence else whole.pairs
+        longest = sentence(task, SPLIT, index, laws=of_size(self.tokenizer.size), pairs=PAIRS)
+        *others, query = longest.pairs[: examples + 1] if tasks.get(task).sequence else longest.pairs
         self._spare = others[examples:]
-        self.set(replace(whole, pairs=[*others[:examples], query]), known=True)
+        self.set(replace(longest, pairs=[*others[:examples], query]), known=True)
 
-    def set(self, asked: Sentence, known: bool) -> None:
-        """Another prompt, and whether its last label is the query's truth; what was answered before is gone."""
-        self.tokens = encode_prompts(self.tokenizer, [to_prompt(asked)])  # (1, T)
-        self.asked, self.known, self.found, self.first, self._ready = asked, known, None, None, (None, None)
+    def set(self, sentence: Sentence, known: bool) -> None:
+        """Sets another prompt, and whether its last label is the query's truth; drops the answer."""
+        self.tokens = encode_prompts(self.tokenizer, [to_prompt(sentence)])  # (1, T)
+        self.sentence, self.known, self.current, self.original = sentence, known, None, None
+        self._ready = (None, None)
 
     def arrange(self, order: Sequence[int], swapped: Sequence[int] = ()) -> None:
         """The examples in a new order, by their numbers now; one left out is removed, one beyond the last is
         added; image and label of the
         ``swapped`` change places."""
-        *examples, query = self.asked.pairs
-        there = [*examples, *self._spare]
-        if not 1 <= len(order) < PAIRS or not set(order) <= set(range(len(there))):
+        *examples, query = self.sentence.pairs
+        available = [*examples, *self._spare]
+        if not 1 <= len(order) < PAIRS or not set(order) <= set(range(len(available))):
             raise ValueError(
-                f"a prompt holds 1 to {PAIRS - 1} examples, of {len(there)} at hand here: remove or add one "
+                f"a prompt holds 1 to {PAIRS - 1} examples, out of {len(available)}: remove or add one "
                 f"first, or draw another"
             )
-        kept = [Pair(there[i].label, there[i].image) if i in swapped else there[i] for i in order]
-        self._spare = [pair for i, pair in enumerate(there) if i not in order]
-        self.set(replace(self.asked, pairs=[*kept, query]), self.known)
+        chosen = [(available[i], i in swapped) for i in order]
+        pairs = [Pair(pair.label, pair.image) if turned else pair for pair, turned in chosen]
+        self._spare = [pair for i, pair in enumerate(available) if i not in order]
+        self.set(replace(self.sentence, pairs=[*pairs, query]), self.known)
 
     def put(self, source: images.Source, at: int, side: str) -> None:
         """A picture of the user's as the ``side``, image or label, of pair ``at``; of the last, the query,
         the truth is then unknown.
         """
         load = load_label if side == "label" else images.load
-        pairs = list(self.asked.pairs)
+        pairs = list(self.sentence.pairs)
         pairs[at] = replace(
             pairs[at],
             truth={},
             source="",
             **{side: images.to_uint8(load(source, self.tokenizer.size))},
         )
-        self.set(replace(self.asked, pairs=pairs), self.known and at < len(pairs) - 1)
+        self.set(replace(self.sentence, pairs=pairs), self.known and at < len(pairs) - 1)
 
     def recolour(self, foreground: Sequence[int], background: Sequence[int]) -> None:
         """All labels in two other colours, RGB in 0..255; pictures of the user's by whichever of the old ones
         each pixel is nearer to.
         """
-        if not tasks.get(self.asked.task).conflicting:
+        if not tasks.get(self.sentence.task).conflicting:
             raise ValueError(
-                f"labels of {self.asked.task} have no two colours to choose: draw a prompt of segmentation "
+                f"labels of {self.sentence.task} have no two colours to choose: draw a prompt of segmentation "
                 f"or selection"
             )
         if tuple(foreground) == tuple(background):
@@ -143,11 +142,11 @@ class Session:
         pairs = [
             p
             if p.truth
-            else replace(p, truth={"mask": read_mask(p.label, self.asked.encoding).astype(np.float32)})
-            for p in self.asked.pairs
+            else replace(p, truth={"mask": read_mask(p.label, self.sentence.encoding).astype(np.float32)})
+            for p in self.sentence.pairs
         ]
         self.set(
-            recoloured(replace(self.asked, pairs=pairs), (tuple(foreground), tuple(background))), self.known
+            recoloured(replace(self.sentence, pairs=pairs), (tuple(foreground), tuple(background))), self.known
         )
 
     def answer(
@@ -166,7 +165,7 @@ class Session:
 
         Options as in `lvmlab.model.generation.complete_tokens` (temperature, top_k and top_p too), chance by
         ``seed``; constrained: to the codes of
-        the prompt's labels; forced: ids of the first places; keep: as ``found``.
+        the prompt's labels; forced: ids of the first places; keep: as ``current``.
         """
         started, lvm, steps = time.perf_counter(), self.lvm(model), []
         options = {"sample": sample, "seed": seed, "answers": answers, "constrained": constrained, **shape}
@@ -182,30 +181,30 @@ class Session:
             allowed=label_ids(self.tokens, self.n) if constrained else None,
         ):
             steps.append(step)
-            found = Answer(model, options, list(forced), list(steps), time.perf_counter() - started)
+            answer = Answer(model, options, list(forced), list(steps), time.perf_counter() - started)
             if keep:
-                self.found, self.first = found, self.first if forced else None
-            yield found
+                self.current, self.original = answer, self.original if forced else None
+            yield answer
 
     def choose(self, sample: int, place: int, code: int) -> Iterator[Answer]:
         """Another token at a place of one sample: that sample alone, the rest of it written again after the
         token.
         """
-        found = self._answered(sample, place)
-        self.first = self.first or found
+        answer = self._answered(sample, place)
+        self.original = self.original or answer
         return self.answer(
-            found.model,
-            forced=[*found.of("ids")[sample, :place].tolist(), code],
-            **found.options | {"answers": 1},
+            answer.model,
+            forced=[*answer.of("ids")[sample, :place].tolist(), code],
+            **answer.options | {"answers": 1},
         )
 
     def back(self) -> None:
         """The answer as it was before a token was chosen."""
-        self.found, self.first = self.first or self._answered(), None
+        self.current, self.original = self.original or self._answered(), None
 
-    def pictures(self, found: Answer) -> np.ndarray:
-        """Answers drawn, uint8 (A, S, S, 3); where one is not whole, its last token stands for those to come."""
-        ids = found.of("ids")
+    def pictures(self, answer: Answer) -> np.ndarray:
+        """Answers drawn, uint8 (A, S, S, 3); where one is not complete, its last token stands for those to come."""
+        ids = answer.of("ids")
         return images.to_uint8(
             self.tokenizer.decode(torch.cat([ids, ids[:, -1:].expand(-1, self.n - ids.shape[1])], 1))
         )
@@ -215,7 +214,7 @@ class Session:
         none where the truth is not known.
         """
         scorer = (
-            Scorer(Job(self.asked.task, prompts=1, split=SPLIT), self.tokenizer, [self.asked])
+            Scorer(Job(self.sentence.task, prompts=1, split=SPLIT), self.tokenizer, [self.sentence])
             if self.known
             else None
         )
@@ -227,66 +226,66 @@ class Session:
         """At a place of an answer: what else could stand there (`lvmlab.evaluation.inspection.alternatives`), and
         what the position that predicted it
         looked at (`lvmlab.evaluation.inspection.attention`)."""
-        found = self._answered(sample, place)
-        ids = found.of("ids")[sample]
+        answer = self._answered(sample, place)
+        ids = answer.of("ids")[sample]
         written = torch.cat([ids, ids[-1:].expand(self.n - len(ids))])
         seen = torch.cat([self.tokens[0].cpu(), ids[:place]])[None]
-        return alternatives(self.tokenizer, written, place, found.of("log_probs")[sample, place]), attention(
-            self.lvm(found.model), seen
+        return alternatives(self.tokenizer, written, place, answer.of("log_probs")[sample, place]), attention(
+            self.lvm(answer.model), seen
         )
 
     def recipe(self) -> str:
-        """What to take away, as JSON: every picture (as PNG), model, options, the tokens that came, and by
+        """The recipe as JSON: every picture (as PNG), model, options, the tokens that came, and by
         which versions and device.
         """
-        found = self._answered()
-        kept = {k: getattr(found, k) for k in ("model", "options", "forced")} | {
-            "asked": asdict(self.asked),
+        answer = self._answered()
+        record = {k: getattr(answer, k) for k in ("model", "options", "forced")} | {
+            "asked": asdict(self.sentence),
             "known": self.known,
         }
-        kept |= {"format": FORMAT, "tokens": found.of("ids").tolist(), "made": self._made(found.model)}
-        return json.dumps(kept, default=_to_json)
+        record |= {"format": FORMAT, "tokens": answer.of("ids").tolist(), "made": self._made(answer.model)}
+        return json.dumps(record, default=_to_json)
 
     def replay(self, source: str | bytes) -> Iterator[Answer]:
-        """A recipe's prompt and its answer anew, as `answer` gives it; ``said`` by the last is whether it is
+        """A recipe's prompt and its answer anew, as `answer` gives it; ``message`` of the last is whether it is
         the same, and what differs here.
         """
         try:
-            kept = json.loads(source)
+            record = json.loads(source)
             pairs = [
                 Pair(
                     *(images.to_uint8(images.load(base64.b64decode(p[side]))) for side in ("image", "label")),
                     {name: _from_json(value) for name, value in p["truth"].items()},
                     p["source"],
                 )
-                for p in kept["asked"]["pairs"]
+                for p in record["asked"]["pairs"]
             ]
-            asked, was = (
-                Sentence(kept["asked"]["task"], Encoding(**kept["asked"]["encoding"]), pairs),
-                torch.tensor(kept["tokens"]),
+            sentence, before = (
+                Sentence(record["asked"]["task"], Encoding(**record["asked"]["encoding"]), pairs),
+                torch.tensor(record["tokens"]),
             )
-            options, made = {"forced": kept["forced"], **kept["options"]}, kept["made"].items()
+            options, made = {"forced": record["forced"], **record["options"]}, record["made"].items()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"this is no recipe that can be read ({error}): give the JSON file that the studio's Take "
                 f"away wrote"
             ) from error
-        self.set(asked, kept["known"])
-        for found in self.answer(kept["model"], **options):
-            yield found
-        changed, here = int((found.of("ids")[:, : was.shape[1]] != was).sum()), self._made(found.model)
+        self.set(sentence, record["known"])
+        for answer in self.answer(record["model"], **options):
+            yield answer
+        changed, here = int((answer.of("ids")[:, : before.shape[1]] != before).sum()), self._made(answer.model)
         other = "; ".join(
             f"{name} is {here.get(name)}, was {value}" for name, value in made if here.get(name) != value
         )
         same = (
-            f"{changed} of {was.numel()} tokens differ from the recipe's."
+            f"{changed} of {before.numel()} tokens differ from the recipe's."
             if changed
             else "The same answer as in the recipe."
         )
-        self.found = replace(
-            found, said=f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}"
+        self.current = replace(
+            answer, message=f"{same} {f'Here {other}.' if other else 'Machine and versions are the same.'}"
         )
-        yield self.found
+        yield self.current
 
     def _made(self, model: str) -> dict[str, str]:
         lvm, t, here = (
@@ -301,11 +300,11 @@ class Session:
         }
 
     def _answered(self, sample: int = 0, place: int = 0) -> Answer:
-        if self.found is None:
+        if self.current is None:
             raise ValueError("there is no answer yet: press Answer first")
-        if not (0 <= place < len(self.found.steps) and 0 <= sample < self.found.options["answers"]):
+        if not (0 <= place < len(self.current.steps) and 0 <= sample < self.current.options["answers"]):
             raise ValueError(f"token {place} of answer {sample + 1} is not written: choose one that is")
-        return self.found
+        return self.current
 
 
 def _to_json(array: np.ndarray) -> str | dict:

@@ -25,7 +25,7 @@ from lvmlab.world import tasks
 
 HERE, SHOWN = Path(__file__).parent, 4  # tokens between two pictures of a growing answer
 EDITS = ("draw", "arrange", "put", "recolour", "back")  # methods of the session that take little time
-Progress = Iterator[tuple[int, int, str]]  # steps done, of how many (0: not known), and what is said of it
+Progress = Iterator[tuple[int, int, str]]  # steps done, of how many (0: not known), and a message
 
 
 class Studio(anywidget.AnyWidget):
@@ -62,7 +62,7 @@ class Studio(anywidget.AnyWidget):
             )
         )
 
-    def act(self, do: str, **given) -> "Studio":
+    def act(self, do: str, **arguments) -> "Studio":
         """One action by its name and what it needs, in the background, after what was asked before; a
         computation that is under way stops.
 
@@ -73,7 +73,7 @@ class Studio(anywidget.AnyWidget):
         self._stop.set()
         if do != "stop":
             self._stop = threading.Event()
-            self._last = self._pool.submit(self._do, self._stop, do, given)
+            self._last = self._pool.submit(self._do, self._stop, do, arguments)
         return self
 
     def wait(self, seconds: float = 300) -> "Studio":
@@ -81,14 +81,14 @@ class Studio(anywidget.AnyWidget):
         _ = self._last and self._last.result(seconds)
         return self
 
-    def _do(self, stop: threading.Event, do: str, given: dict) -> None:
+    def _do(self, stop: threading.Event, do: str, arguments: dict) -> None:
         """Never raises: an error becomes a sentence in the studio."""
         self.status, end = {"busy": do}, {}
         try:
-            for done, of, said in self._steps(do, given):
-                self.status, end = {"busy": do, "done": done, "of": of, "said": said}, {"said": said}
+            for done, of, message in self._steps(do, arguments):
+                self.status, end = {"busy": do, "done": done, "of": of, "message": message}, {"message": message}
                 if stop.is_set() and done != of:
-                    end = {"said": f"Stopped after {done} of {of}."}
+                    end = {"message": f"Stopped after {done} of {of}."}
                     break
         except Exception as error:
             own = isinstance(error, (ValueError, OSError))  # these name the remedy
@@ -99,17 +99,17 @@ class Studio(anywidget.AnyWidget):
             }
         self.status = {"busy": ""} | end
 
-    def _steps(self, do: str, given: dict) -> Progress:
+    def _steps(self, do: str, arguments: dict) -> Progress:
         if do in ("answer", "choose", "replay"):
-            yield from self._growing(getattr(self.session, do)(**given))
+            yield from self._growing(getattr(self.session, do)(**arguments))
         elif do in EDITS:
-            getattr(self.session, do)(**given)
+            getattr(self.session, do)(**arguments)
             self._show_prompt()
-            if self.session.found:
+            if self.session.current:
                 self._show_answer()
             yield 1, 1, ""
         else:
-            yield from getattr(self, f"_do_{do}")(**given) or ()
+            yield from getattr(self, f"_do_{do}")(**arguments) or ()
 
     def _do_look(self, sample: int, place: int) -> None:
         (ids, likely, patches), (heads, rolled) = self.session.inside(sample, place)
@@ -128,14 +128,14 @@ class Studio(anywidget.AnyWidget):
     def _do_contrast(self, models: list[str], **options) -> Progress:
         session, self.compare = self.session, {}
         for i, name in enumerate(models):
-            for found in session.answer(name, keep=False, **options):
-                yield i * session.n + len(found.steps), len(models) * session.n, f"{name} answers"
-            row = {"model": name, "seconds": found.seconds} | self._judged(session.pictures(found))
+            for answer in session.answer(name, keep=False, **options):
+                yield i * session.n + len(answer.steps), len(models) * session.n, f"{name} answers"
+            row = {"model": name, "seconds": answer.seconds} | self._judged(session.pictures(answer))
             self.compare = {"rows": [*self.compare.get("rows", []), row]}
-            yield (i + 1) * session.n, len(models) * session.n, f"{name} answered in {found.seconds:.2f} s."
+            yield (i + 1) * session.n, len(models) * session.n, f"{name} answered in {answer.seconds:.2f} s."
 
     def _do_vary(self, model: str, prompts: int = 16) -> Progress:
-        session, rows, job = self.session, [], Job(self.session.asked.task, prompts=prompts, split=SPLIT)
+        session, rows, job = self.session, [], Job(self.session.sentence.task, prompts=prompts, split=SPLIT)
         for change, row in sensitivity.measure(session.lvm(model), session.tokenizer, job):
             if row:
                 rows = [*rows, row | {"model": model}]
@@ -146,58 +146,58 @@ class Studio(anywidget.AnyWidget):
         self.taken = {"recipe": self.session.recipe()}
 
     def _growing(self, answers: Iterator[Answer]) -> Progress:
-        self.inside, found = {}, None
+        self.inside, answer = {}, None
         try:
-            for found in answers:
-                if self.session.asked is not self._asked:  # a recipe brings its own prompt
+            for answer in answers:
+                if self.session.sentence is not self._shown:  # a recipe brings its own prompt
                     self._show_prompt()
-                if len(found.steps) % SHOWN == 0:
+                if len(answer.steps) % SHOWN == 0:
                     self._show_answer()
-                yield len(found.steps), self.session.n, f"{found.model} answers"
+                yield len(answer.steps), self.session.n, f"{answer.model} answers"
         finally:  # also where it is stopped
-            if found and len(found.steps) % SHOWN:
+            if answer and len(answer.steps) % SHOWN:
                 self._show_answer()
-        yield 1, 1, found.said or f"{found.model} answered in {found.seconds:.2f} s."
+        yield 1, 1, answer.message or f"{answer.model} answered in {answer.seconds:.2f} s."
 
     def _show_prompt(self) -> None:
-        self._asked = asked = self.session.asked
-        shown = [[png(pair.image), png(pair.label)] for pair in asked.pairs]
+        self._shown = sentence = self.session.sentence
+        shown = [[png(pair.image), png(pair.label)] for pair in sentence.pairs]
         self.prompt = {
-            "task": asked.task,
+            "task": sentence.task,
             "examples": shown[:-1],
             "query": shown[-1][0],
             "truth": shown[-1][1] if self.session.known else "",
-            "colours": asked.encoding.colours,
+            "colours": sentence.encoding.colours,
             "grid": self.session.tokenizer.grid,
         }
         self.answer, self.inside, self.compare, self.taken = {}, {}, {}, {}
 
     def _show_answer(self) -> None:
-        found, whole, pictures = (
-            self.session.found,
-            len(self.session.found.steps) == self.session.n,
-            self.session.pictures(self.session.found),
+        answer, complete, pictures = (
+            self.session.current,
+            len(self.session.current.steps) == self.session.n,
+            self.session.pictures(self.session.current),
         )
-        parts = zip(pictures, *(found.of(name) for name in ("ids", "logprobs", "entropies")), strict=True)
+        parts = zip(pictures, *(answer.of(name) for name in ("ids", "logprobs", "entropies")), strict=True)
         samples = [
             {"picture": png(p), "codes": ids.tolist(), "p": _short(log.exp()), "entropy": _short(h)}
             for p, ids, log, h in parts
         ]
         self.answer = {
-            "done": len(found.steps),
+            "done": len(answer.steps),
             "of": self.session.n,
-            "model": found.model,
-            "seconds": found.seconds,
+            "model": answer.model,
+            "seconds": answer.seconds,
             "samples": samples,
-            "first": bool(self.session.first),
-        } | self._judged(pictures, whole)
+            "first": bool(self.session.original),
+        } | self._judged(pictures, complete)
 
-    def _judged(self, pictures: np.ndarray, whole: bool = True) -> dict:
+    def _judged(self, pictures: np.ndarray, complete: bool = True) -> dict:
         """The mean of the answers, and the scores of the mean and, where there are several, of each."""
         mean = np.rint(pictures.astype(np.float32).mean(0)).astype(np.uint8)
         return {
             "mean": png(mean),
-            "rows": self.session.rows([mean, *(pictures if len(pictures) > 1 else ())]) if whole else [],
+            "rows": self.session.rows([mean, *(pictures if len(pictures) > 1 else ())]) if complete else [],
         }
 
 
