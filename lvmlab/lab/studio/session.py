@@ -146,7 +146,8 @@ class Session:
             for p in self.sentence.pairs
         ]
         self.set(
-            recoloured(replace(self.sentence, pairs=pairs), (tuple(foreground), tuple(background))), self.known
+            recoloured(replace(self.sentence, pairs=pairs), (tuple(foreground), tuple(background))),
+            self.known,
         )
 
     def answer(
@@ -273,7 +274,10 @@ class Session:
         self.set(sentence, record["known"])
         for answer in self.answer(record["model"], **options):
             yield answer
-        changed, here = int((answer.of("ids")[:, : before.shape[1]] != before).sum()), self._made(answer.model)
+        changed, here = (
+            int((answer.of("ids")[:, : before.shape[1]] != before).sum()),
+            self._made(answer.model),
+        )
         other = "; ".join(
             f"{name} is {here.get(name)}, was {value}" for name, value in made if here.get(name) != value
         )

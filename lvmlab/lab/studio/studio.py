@@ -86,7 +86,10 @@ class Studio(anywidget.AnyWidget):
         self.status, end = {"busy": do}, {}
         try:
             for done, of, message in self._steps(do, arguments):
-                self.status, end = {"busy": do, "done": done, "of": of, "message": message}, {"message": message}
+                self.status, end = (
+                    {"busy": do, "done": done, "of": of, "message": message},
+                    {"message": message},
+                )
                 if stop.is_set() and done != of:
                     end = {"message": f"Stopped after {done} of {of}."}
                     break
