@@ -210,11 +210,11 @@ def test_the_studio_reads_a_label_as_a_label(tmp_path):
     session.tokenizer, session.known = Small(), False
     from lvmlab.world.sentences import sentence
 
-    session.asked = sentence("segmentation", "val", 0, pairs=2, size=15)
-    session.set = lambda asked, known: setattr(session, "asked", asked)
+    session.sentence = sentence("segmentation", "val", 0, pairs=2, size=15)
+    session.set = lambda edited, known: setattr(session, "sentence", edited)
     MASKS["0 and 1"](tmp_path / "mask.png")
     session.put(tmp_path / "mask.png", 0, "label")
-    assert set(np.unique(session.asked.pairs[0].label)) == {0, 255}
+    assert set(np.unique(session.sentence.pairs[0].label)) == {0, 255}
 
 
 def test_photographs_may_have_any_transparency():
