@@ -36,4 +36,4 @@ test: $(READY) lint
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then LVMLAB_SCALE=smoke $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 --nbval-current-env notebooks/*.ipynb; fi
 
 lab: $(READY)
-	$(BIN)/python -m jupyter lab notebooks
+	$(BIN)/python -m jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb
