@@ -133,6 +133,7 @@ def test_signals_end_in_one_line_and_their_code(sent, code):
 def test_choices_in_the_help_are_those_of_the_package():
     from lvmlab.distillation.objectives import DIVERGENCES
     from lvmlab.lab.commands import checks, choices
+    from lvmlab.lab.specialists import GOALS
     from lvmlab.model.aim import AIM_PRESETS
     from lvmlab.model.config import LVM_PRESETS
     from lvmlab.tokenizer.tokenizer import PRESETS as TOKENIZER_PRESETS
@@ -143,6 +144,7 @@ def test_choices_in_the_help_are_those_of_the_package():
         (choices.ModelPreset, LVM_PRESETS),
         (choices.AIMPreset, AIM_PRESETS),
         (choices.TokenizerPreset, TOKENIZER_PRESETS),
+        (choices.PerceptionTask, GOALS),
         (choices.Divergence, DIVERGENCES),
         (choices.Precision, PRECISIONS),
         (choices.GPU, ("here", *cost.PEAKS)),

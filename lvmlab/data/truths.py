@@ -1,4 +1,5 @@
-"""Pools of pictures with their truths, for a tokenizer that learns what pictures show: masks, classes and joints.
+"""Pools of pictures with their truths, for a tokenizer that learns what pictures show: masks, classes and
+joints.
 
 Train sources, trained tasks and training encodings only: what is held out is held out from the tokenizer too.
 """
@@ -74,8 +75,8 @@ def render_truths(folder: str | Path, plan: Plan, workers: int = 2, progress: bo
     """Renders the pool of a plan into `folder`, or reads it where the same plan has been rendered.
 
     Args:
-        folder: gets pictures.npy uint8 (N, S, S, 3), kinds.npy uint8 (N), classes.npy uint8 (N, S/2, S/2), points.npy
-            float32 (N, 17, 2) in pixels, clean.npy int64 (N), and at last pool.json.
+        folder: gets pictures.npy uint8 (N, S, S, 3), kinds.npy uint8 (N), classes.npy uint8 (N, S/2, S/2),
+            points.npy float32 (N, 17, 2) in pixels, clean.npy int64 (N), and at last pool.json.
         plan: what to draw.
         workers: processes that draw; 0: this one.
         progress: whether to show a bar.
@@ -115,7 +116,8 @@ def render_truths(folder: str | Path, plan: Plan, workers: int = 2, progress: bo
 
 
 def open_pool(folder: str | Path, plan: Plan) -> "TruthPool":
-    """The pool that a training began with, else one of this plan: a training resumes on the pictures it has seen.
+    """The pool that a training began with, else one of this plan: a training resumes on the pictures it
+    has seen.
 
     A pool's own plan is part of its training's identity.
     """
@@ -157,8 +159,8 @@ def _draw(plan: Plan, job: tuple[str, int]) -> list[_Row]:
 
 
 def class_map(masks: np.ndarray, classes: np.ndarray, step: int = 2) -> np.ndarray:
-    """What is seen at every ``step``-th pixel: masks uint8 (n, S, S) and their classes (n,) to uint8 (S / step,
-    S / step), 0 for the ground, else 1 + class.
+    """What is seen at every ``step``-th pixel: masks uint8 (n, S, S) and their classes (n,) to uint8 (S /
+    step, S / step), 0 for the ground, else 1 + class.
     """
     seen = masks[:, ::step, ::step] > 127
     return (seen * (1 + classes.astype(np.uint8))[:, None, None]).max(0)
@@ -186,7 +188,8 @@ class TruthPool:
     ) -> dict[str, Tensor]:
         """`size` pictures drawn with a share a kind, a function of (seed, step) alone; half are mirrored.
 
-        jitter: how far brightness and colour of images (not of labels) may go, alike in an image and its clean copy.
+        jitter: how far brightness and colour of images (not of labels) may go, alike in an image and its
+            clean copy.
         """
         rng = np.random.default_rng((seed, step))
         given = np.array([s if len(of) else 0.0 for s, of in zip(shares, self.of_kind, strict=True)])

@@ -144,7 +144,8 @@ def best_new_task() -> float:
 
 def perception(task: str) -> float:
     """What a specialist reads from the codes alone over what one reads from the pixels."""
-    rows = pd.DataFrame(result("perception", name=TOKENIZER))
+    records = runs.matching("perception", name=TOKENIZER)  # one a task
+    rows = pd.DataFrame([row for record in records for row in record["result"]])
     codes, pixels = (only(rows, {"task": task, "reads": reads})["score"] for reads in ("codes", "pixels"))
     return codes / pixels
 

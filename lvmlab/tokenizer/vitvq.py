@@ -1,9 +1,10 @@
-"""A tokenizer whose cells see the whole picture: convolutions to the grid, transformer blocks over its cells, a cosine look-up.
+"""A tokenizer whose cells see the whole picture: convolutions to the grid, transformer blocks over its
+cells, a cosine look-up.
 
-ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627) with a convolutional stem, for `mini-v2`. Positions enter attention as
-differences alone (Swin, arXiv 2103.14030), so that a cell's code means nearly the same wherever the cell stands. A linear
-path leads from each cell's pixels to its features and from each code to its patch, beside what the other cells add: the
-blocks learn only what the linear paths cannot say.
+ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627) with a convolutional stem, for `mini-v2`. Positions enter
+attention as differences alone (Swin, arXiv 2103.14030), so that a cell's code means nearly the same
+wherever the cell stands. A linear path leads from each cell's pixels to its features and from each code to
+its patch, beside what the other cells add: the blocks learn only what the linear paths cannot say.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -22,11 +23,12 @@ from lvmlab.utils.checks import check_fields
 class ViTVQConfig:
     """The shape of a ViTVQ.
 
-    stem_patch: factor of the pixel-unshuffle before the first convolution. stem: channels of its levels; the sides halve from
-    one to the next, and once more before the grid. stem_blocks: residual blocks of each level.
+    stem_patch: factor of the pixel-unshuffle before the first convolution. stem: channels of its levels;
+    the sides halve from one to the next, and once more before the grid. stem_blocks: residual blocks of
+    each level.
     width, heads: of the transformer blocks. encoder_blocks, decoder_blocks: how many.
-    head: channels of a convolutional decoder's levels, coarse to fine, from twice the grid's side on; without levels the decoder
-    is linear from each cell to its patch.
+    head: channels of a convolutional decoder's levels, coarse to fine, from twice the grid's side on;
+    without levels the decoder is linear from each cell to its patch.
     """
 
     resolution: int = 128
@@ -109,7 +111,9 @@ VITVQ_PRESETS = {
 
 
 class ViTVQ(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to features, codes and back; `lvmlab.tokenizer.Tokenizer` is its strict face."""
+    """Pictures (B, 3, H, W) in [0, 1] to features, codes and back; `lvmlab.tokenizer.Tokenizer` is its
+    strict face.
+    """
 
     def __init__(self, config: ViTVQConfig):
         super().__init__()
@@ -150,7 +154,9 @@ class Cells(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions; the branch begins at zero. Borders go on as they are, so that a flat border cell is like any other."""
+    """Two 3x3 convolutions; the branch begins at zero. Borders go on as they are, so that a flat border
+    cell is like any other.
+    """
 
     def __init__(self, width: int):
         super().__init__()
@@ -198,7 +204,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes (B, N, embed_dim) to pictures (B, 3, H, W); with levels of a head, convolutions add what patches alone cannot draw."""
+    """Codes (B, N, embed_dim) to pictures (B, 3, H, W); with levels of a head, convolutions add what
+    patches alone cannot draw.
+    """
 
     def __init__(self, config: ViTVQConfig):
         super().__init__()
@@ -218,7 +226,9 @@ class Decoder(nn.Module):
 
 
 class Head(nn.Module):
-    """What to add to a picture (B, 3, H, W), from the cells' features (B, width, h, w) and the picture itself; 0 at first."""
+    """What to add to a picture (B, 3, H, W), from the cells' features (B, width, h, w) and the picture
+    itself; 0 at first.
+    """
 
     def __init__(self, config: ViTVQConfig):
         super().__init__()

@@ -1,7 +1,9 @@
-"""What a tokenizer's codes must tell besides the picture: masks, classes, joints, bones and the clean picture under rain.
+"""What a tokenizer's codes must tell besides the picture: masks, classes, joints, bones and the clean
+picture under rain.
 
-A light decoder reads them from the quantised codes while the tokenizer trains, and is thrown away after it. It stands in
-for a perceptual loss (LPIPS, arXiv 1801.03924), whose network learned from labelled pictures too.
+A light decoder reads them from the quantised codes while the tokenizer trains, and is thrown away after
+it. It stands in for a perceptual loss (LPIPS, arXiv 1801.03924), whose network learned from labelled
+pictures too.
 """
 
 import torch
@@ -18,13 +20,16 @@ TERMS = ("objects", "classes", "joints", "bones", "clean")
 
 
 class AuxiliaryDecoder(nn.Module):
-    """Codes (B, N, D) to maps of what the picture shows, each cell's by a linear path from its code and by blocks over all cells."""
+    """Codes (B, N, D) to maps of what the picture shows, each cell's by a linear path from its code and by
+    blocks over all cells.
+    """
 
     def __init__(self, config: ViTVQConfig, classes: int, blocks: int = 2):
         super().__init__()
         self.grid, fine = config.grid, config.stride // 2
         # `classes` of objects, the ground and bodies
-        # channels and values a cell's side: masks and clean pictures at half the resolution, the others at a quarter
+        # channels and values a cell's side: masks and clean pictures at half the resolution, the others at
+        # a quarter
         self.maps = {
             "objects": (1, fine),
             "clean": (3, fine),
@@ -100,7 +105,9 @@ def places(logits: Tensor) -> Tensor:
 
 
 def bone_map(points: Tensor, side: int) -> Tensor:
-    """Which bone is seen where: points (B, 17, 2) in units of the side to int64 (B, side, side), 0 for none, 1 + bone."""
+    """Which bone is seen where: points (B, 17, 2) in units of the side to int64 (B, side, side), 0 for
+    none, 1 + bone.
+    """
     points = torch.cat([points, points[:, list(skeleton.SHOULDERS)].mean(1, keepdim=True)], 1)
     found = torch.zeros(len(points), side, side, dtype=torch.long, device=points.device)
     for bone in skeleton.DRAW_ORDER:
@@ -116,13 +123,17 @@ def bone_map(points: Tensor, side: int) -> Tensor:
 
 
 def offsets(points: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """From points (..., 2) to the centres of the columns and of the rows of a grid: two tensors (..., side)."""
+    """From points (..., 2) to the centres of the columns and of the rows of a grid: two tensors (...,
+    side).
+    """
     axis = (torch.arange(side, device=points.device) + 0.5) / side
     return axis - points[..., :1], axis - points[..., 1:]
 
 
 def class_scores(logits: Tensor, classes: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """(B,) each: IoU of logits (B, h, w) over 0, and the share of object pixels whose likeliest class (B, K, ., .) is right."""
+    """(B,) each: IoU of logits (B, h, w) over 0, and the share of object pixels whose likeliest class (B,
+    K, ., .) is right.
+    """
     inside, objects = logits > 0, truth > 0
     iou = (inside & objects).sum((1, 2)) / (inside | objects).sum((1, 2)).clamp(min=1)
     coarse = truth[:, ::2, ::2]
@@ -131,7 +142,9 @@ def class_scores(logits: Tensor, classes: Tensor, truth: Tensor) -> dict[str, Te
 
 
 def pck(logits: Tensor, points: Tensor, share: float = 0.1) -> Tensor:
-    """PCK of the scored joints: logits (B, J, h, w) against points (B, 17, 2), within a share of the joints' longer extent."""
+    """PCK of the scored joints: logits (B, J, h, w) against points (B, 17, 2), within a share of the
+    joints' longer extent.
+    """
     scored = [JOINTS.index(j) for j in skeleton.SCORED]
     extent = (points.amax(1) - points.amin(1)).amax(1)  # (B,)
     gaps = (places(logits)[:, scored] - points[:, skeleton.SCORED]).norm(dim=-1)

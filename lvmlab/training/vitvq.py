@@ -1,7 +1,9 @@
-"""Training a ViTVQ in three stages: without codes, with codes, and at last a stronger decoder over frozen codes.
+"""Training a ViTVQ in three stages: without codes, with codes, and at last a stronger decoder over frozen
+codes.
 
-Encoder and codes first learn what must be kept, from pictures and from an auxiliary decoder's truths; the decoder then
-learns detail (SeQ-GAN, arXiv 2212.03185, section 3). The quantiser of the training is vector-quantize-pytorch's.
+Encoder and codes first learn what must be kept, from pictures and from an auxiliary decoder's truths; the
+decoder then learns detail (SeQ-GAN, arXiv 2212.03185, section 3). The quantiser of the training is
+vector-quantize-pytorch's.
 """
 
 import time
@@ -31,7 +33,8 @@ class Recipe:
 
     Args:
         l1, mse, gradient, edge: weights of the picture's terms, as in `training.tokenizer.Recipe`.
-        objects, classes, joints, bones, clean: weights of the auxiliary decoder's terms; 0 trains without a truth.
+        objects, classes, joints, bones, clean: weights of the auxiliary decoder's terms; 0 trains without
+            a truth.
         commitment: weight of the distance of features to codes.
         decay, dead_below: of the EMA codebook, in uses a batch.
         shares: of `data.truths.KINDS` in a batch.
@@ -134,7 +137,9 @@ class TrainingViTVQ(nn.Module):
             self.net.decoder.requires_grad_(True)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        """(B, 3, H, W) to the reconstruction, the auxiliary maps, the tokens (B, N) and the commitment loss."""
+        """(B, 3, H, W) to the reconstruction, the auxiliary maps, the tokens (B, N) and the commitment
+        loss.
+        """
         if self.stage == "decoder":
             with torch.no_grad():
                 tokens = nearest(self.quantizer, self.net.features(pictures))
@@ -174,7 +179,9 @@ class TrainingViTVQ(nn.Module):
 
     @torch.no_grad()
     def start_codes(self, batches: list[Tensor]) -> None:
-        """Fills the codebook by k-means over the features of pictures [(B, 3, H, W), ...]: many more than one batch's."""
+        """Fills the codebook by k-means over the features of pictures [(B, 3, H, W), ...]: many more than
+        one batch's.
+        """
         self.eval()
         features = torch.cat([self.net.features(b) for b in batches])
         self.train()
@@ -313,10 +320,11 @@ def _shape(preset: str | ViTVQConfig, recipe: Recipe, stage: str) -> ViTVQConfig
 def evaluate(model: TrainingViTVQ, pool: TruthPool, per_kind: int = 128, batch: int = 32) -> dict[str, float]:
     """Scores on the first pictures of each kind.
 
-    PSNR (dB) of every kind, of images at half the size as well; IoU of two-colour labels; the auxiliary decoder's IoU of
-    masks, accuracy of object pixels' classes, PCK@0.1 of joints and PSNR of clean pictures; the share of codes in use.
+    PSNR (dB) of every kind, of images at half the size as well ("psnr natural 64": without rain); IoU of
+    two-colour labels; the auxiliary decoder's IoU of masks, accuracy of object pixels' classes, PCK@0.1 of
+    joints and PSNR of clean pictures; the share of codes in use.
     """
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     sums: dict[str, list[Tensor]] = {}
     used = torch.zeros(model.config.codebook_size, dtype=torch.bool)
@@ -324,10 +332,10 @@ def evaluate(model: TrainingViTVQ, pool: TruthPool, per_kind: int = 128, batch: 
         for part in np.array_split(of[:per_kind], max(1, len(of[:per_kind]) // batch)):
             if not len(part):
                 continue
-            found = pool.take(part)
+            found = {name: values.to(device) for name, values in pool.take(part).items()}
             picture, maps, tokens, _ = model(found["pictures"])
             if tokens is not None:
-                used[tokens.unique()] = True
+                used[tokens.unique().cpu()] = True
             for name, values in _scores(kind, picture.clamp(0, 1), maps, found).items():
                 sums.setdefault(name, []).append(values)
     model.train(training)
@@ -341,7 +349,9 @@ def _scores(
     target = batch["pictures"]
     found = {f"psnr {kind}": psnr(picture, target)}
     if kind in IMAGES:
-        found[f"psnr {kind} halved"] = psnr(F.avg_pool2d(picture, 2), F.avg_pool2d(target, 2))
+        halved = psnr(F.avg_pool2d(picture, 2), F.avg_pool2d(target, 2))
+        found[f"psnr {kind} halved"] = halved
+        found |= {} if kind == "rain" else {f"psnr natural {target.shape[-1] // 2}": halved}
     if kind == "two-colour":
         found["iou"] = two_colour_iou(picture, target)
     known = batch["classes"][:, 0, 0] != UNKNOWN

@@ -1,4 +1,6 @@
-"""A training of `training.vitvq` as a pretrained tokenizer: weights, configuration, log, and a card that says what it has seen."""
+"""A training of `training.vitvq` as a pretrained tokenizer: weights, configuration, log, and a card that
+says what it has seen.
+"""
 
 from pathlib import Path
 

@@ -9,6 +9,7 @@ import lvmlab
 from lvmlab.lab.commands.answer import demo, evaluate, prompt
 from lvmlab.lab.commands.checks import did_you_mean
 from lvmlab.lab.commands.data import tokenize
+from lvmlab.lab.commands.perception import perception
 from lvmlab.lab.commands.results import bench, results, runs, study, targets
 from lvmlab.lab.commands.train import cost, export, train, train_aim, train_tokenizer
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "train-aim": train_aim,
     "export": export,
     "evaluate": evaluate,
+    "perception": perception,
     "cost": cost,
     "runs": runs,
     "study": study,

@@ -66,7 +66,7 @@ def targets(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> 
 
 def study(
     name: tyro.conf.Positional[
-        Literal["balancing", "distillation", "scaling", "probing", "tokenizer-vq-fsq"]
+        Literal["balancing", "distillation", "scaling", "probing", "tokenizer-vq-fsq", "tokenizer-designs"]
     ],
     arms: tyro.conf.Positional[tuple[str, ...]] = (),
     scale: Literal["smoke", "study"] = "study",

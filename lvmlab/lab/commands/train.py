@@ -191,7 +191,8 @@ def train_tokenizer(
 
     Args:
         folder: Checkpoints, the log and the rendered pictures.
-        steps: Optimiser steps, of 64 pictures; for mini-v2 those of its second of three stages, of 32 pictures.
+        steps: Optimiser steps, of 64 pictures; for mini-v2 those of its second of three stages, of 32
+            pictures.
         pictures: How many pictures are rendered once and drawn from.
         preset: The size of the network.
         lr: The highest learning rate.
@@ -336,7 +337,7 @@ def export(folder: Folder, out: tyro.conf.Positional[Path | None] = None) -> Non
 
         tokenizer = export_vitvq(folder, out, TruthPool(folder / "pool-val"))
         print(f"wrote {out}: a tokenizer of {tokenizer.codebook_size} codes")
-        print(f"next: lvmlab tokenize STORE FOLDER --tokenizer {out}")
+        print(f"next: lvmlab perception {out}")
         return
     if not is_training(folder):
         raise FileNotFoundError(f"{folder} holds no checkpoint: train it first with `lvmlab train {folder}`")
