@@ -47,7 +47,7 @@ def records():
             }
 
         made[name] = {
-            "config": {"setting": vars(TINY) | {"fashion": 4}},
+            "config": {"setting": vars(TINY) | {"fashion_per_class": 4}},
             "result": [
                 {
                     "seed": seed,

@@ -263,12 +263,12 @@ class Setting:
 
     def config(self) -> dict:
         """All that decides the outcome: what the run is named by."""
-        # fields that came later, as long as they are what was always done
+        # without what decides nothing, and fields that came later, as long as they are what was always done
         network = self.network.canonical()
         training = {
             k: v
             for k, v in asdict(self.training).items()
-            if k != "tracker" and (k, v) != ("decay", "matrices")
+            if k not in ("tracker", "save_seconds") and (k, v) != ("decay", "matrices")
         }
         return {
             "version": VERSION,
