@@ -79,8 +79,6 @@ def train(
 
     from accelerate import PartialState
 
-    from lvmlab.data.building import build
-    from lvmlab.data.mini_world import World
     from lvmlab.data.mixture import Mixture
     from lvmlab.data.store import Store
     from lvmlab.distillation.objectives import Distillation
@@ -95,10 +93,9 @@ def train(
         new_lvm,
         sentence_seed,
     )
-    from lvmlab.training.recipe import SHARES_OF, LVMRecipe
+    from lvmlab.training.recipe import LVMRecipe
     from lvmlab.training.sampler import SentenceSampler
     from lvmlab.utils.device import default_device
-    from lvmlab.world import of_size
 
     config = _config(schedule, steps, lr, lora, precision, accumulation, tracker)
     state = PartialState(cpu=default_device().type == "cpu")
@@ -121,27 +118,19 @@ def train(
         compile_layers(lvm)
 
     # sentences
-    mixture = Mixture("balanced", temperature=2.0)
     if store is None:
-        laws = of_size(tok.size)
-        mixture = Mixture("balanced", weights=SHARES_OF[laws.version])
-        worlds = [World(task, groups, laws=laws) for task in laws.trained]
-        build(folder / "store", tok, worlds, rank=state.process_index, ranks=state.num_processes)
-        state.wait_for_everyone()
-    mixture = Mixture("mixture", temperature=2.0) if store else LVMRecipe.mixture
-    data = Store(store or folder / "store", copies=mixture.most_copies)
+        mixture = _tokenise_mini_world(folder / "store", tok, groups, state)
+    else:
+        mixture = Mixture("mixture", temperature=2.0)
+    store = store or folder / "store"
+    data = Store(store, copies=mixture.most_copies)
     most, available = lvm.max_seq_len // (2 * data.tokens_per_image), data.max_pairs()
     if available < most and pairs is None and state.is_main_process:
         print(f"sentences have {available} pairs: the smallest group of the store has no more")
     most = min(most, available)
-    recipe = LVMRecipe(
-        tokens=tokens,
-        phases=((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),),
-        mixture=mixture,
-        on_policy=on_policy,
-    )
-    seed = sentence_seed(lvm, config.seed)
-    sampler = SentenceSampler(store or folder / "store", recipe, steps=steps, seed=seed)
+    phases = ((0.6, min(4, most)), (1.0, most)) if pairs is None else ((1.0, pairs),)
+    recipe = LVMRecipe(tokens=tokens, phases=phases, mixture=mixture, on_policy=on_policy)
+    sampler = SentenceSampler(store, recipe, steps=steps, seed=sentence_seed(lvm, config.seed))
 
     # loss
     distillation = None
@@ -155,6 +144,21 @@ def train(
     if state.is_main_process:
         print(f"trained {folder}: {log[-1]['step'] + 1} steps, the last loss is {log[-1]['loss']:.3f} nats")
         print(f"next: lvmlab prompt a.png a-label.png --query b.png --model {folder}")
+
+
+def _tokenise_mini_world(folder: Path, tokenizer, groups: int, state):
+    """mini-world's trained tasks as a store in `folder`, and the mixture in which they are drawn."""
+    from lvmlab.data.building import build
+    from lvmlab.data.mini_world import World
+    from lvmlab.data.mixture import Mixture
+    from lvmlab.training.recipe import SHARES_OF
+    from lvmlab.world import of_size
+
+    laws = of_size(tokenizer.size)
+    worlds = [World(task, groups, laws=laws) for task in laws.trained]
+    build(folder, tokenizer, worlds, rank=state.process_index, ranks=state.num_processes)
+    state.wait_for_everyone()
+    return Mixture("balanced", weights=SHARES_OF[laws.version])
 
 
 def _config(
