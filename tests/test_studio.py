@@ -402,7 +402,7 @@ def test_a_message_of_the_browser_is_an_action(studio, session):
         ("look", {"sample": 0, "place": 0}, "press Answer first"),
         ("take", {}, "press Answer first"),
         ("answer", {"model": "none"}, "no model 'none'"),
-        ("answer", {"model": "one", "sample": True, "temperature": -1.0}, "a number over 0"),
+        ("answer", {"model": "one", "sample": True, "temperature": -1.0}, "temperature=-1.0: give a number"),
         ("nothing", {}, "should not"),
         ("draw", {"task": "juggling"}, "choose one of"),
     ],
