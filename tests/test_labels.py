@@ -210,7 +210,7 @@ def test_the_studio_reads_a_label_as_a_label(tmp_path):
     session.tokenizer, session.known = Small(), False
     from lvmlab.world.sentences import sentence
 
-    session.sentence = sentence("segmentation", "val", 0, pairs=2, size=15)
+    session.sentence = sentence("segmentation", "val", 0, pairs=2)
     session.set = lambda edited, known: setattr(session, "sentence", edited)
     MASKS["0 and 1"](tmp_path / "mask.png")
     session.put(tmp_path / "mask.png", 0, "label")

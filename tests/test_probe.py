@@ -94,7 +94,7 @@ def test_balanced_accuracy_is_the_mean_of_recalls_and_its_interval_goes_by_sourc
 
 
 def test_more_classes_than_a_few_take_torch(three, monkeypatch):
-    monkeypatch.setattr(probe, "FEW", 2)
+    monkeypatch.setattr(probe, "FEW_CLASSES", 2)
     train, val, test = three
     assert probe.score(probe.linear(train, val, test, 1), test.data)["score"] > 0.7
 

@@ -55,8 +55,8 @@ def build(
 ) -> None:
     """Reads and tokenises every member of the readers; resumes, each rank with its own parts.
 
-    A part is made again where its members' files are others than those it was made from. Parts of members that
-    are gone go.
+    A part is made again where its members' files are others than those it was made from. Parts of members
+    that are gone go.
 
     Args:
         folder: of the store.

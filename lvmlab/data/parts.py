@@ -1,8 +1,8 @@
 """The parts of a token store: Arrow files of rows, each with what it was made from.
 
-A row is a pair, an image or a clip. Its ``tokens`` are a fixed-size list of uint16; its texts are ``task``,
-``source``, ``split``, ``group`` (rows that may share a sentence: one encoding, one class) and ``augmentation``
-("" or "copy 3"), dictionary-encoded.
+A row is a pair, an image or a clip. Its ``tokens`` are a fixed-size list of uint16. Its texts are ``task``,
+``source``, ``split``, ``group`` (rows that may share a sentence: one encoding, one class) and
+``augmentation`` ("" or "copy 3"), dictionary-encoded.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The token store: rows of tokens, tokenised once and memory-mapped, and the sentences drawn from them.
 
 A store is a folder: ``store.json`` and parts ``TASK.NNNNNN.arrow`` (`lvmlab.data.parts`), so that ten million
-rows open at once and take no memory. `lvmlab.data.building` makes one. `export_parquet` writes the same rows as
-Parquet, which `datasets` streams from a disk or an object store.
+rows open at once and take no memory. `lvmlab.data.building` makes one. `export_parquet` writes the same rows
+as Parquet, which `datasets` streams from a disk or an object store.
 """
 
 from pathlib import Path

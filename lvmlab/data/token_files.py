@@ -1,10 +1,10 @@
 """Token files of other systems, read into a store and written from one.
 
-- ``delvm``: ``NAME.bin``, a JSON object a line, ``{"tokens": [...]}``, a pair or an image; ``NAME.bin.meta``, an
-  npy array int64 (lines, 2) of each line's byte offset and number of tokens.
+- ``delvm``: ``NAME.bin``, a JSON object a line, ``{"tokens": [...]}``, a pair or an image; ``NAME.bin.meta``,
+  an npy array int64 (lines, 2) of each line's byte offset and number of tokens.
 - ``lvm``: JSON lines, ``{"tokens": "..."}``, base64 of int32 numbers, little-endian.
 
-Neither says which tokenizer wrote it, nor of which task, source or split a line is: the caller of an import does.
+Neither says which tokenizer wrote it, nor of which task, source or split a line is: who imports it does.
 """
 
 import base64

@@ -86,7 +86,7 @@ def render_truths(folder: str | Path, plan: Plan, workers: int = 2, progress: bo
     """
     folder, wanted = Path(folder), json.loads(json.dumps(asdict(plan)))
     if (folder / MANIFEST).is_file():
-        there = json.loads((folder / MANIFEST).read_text())
+        there = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if there != wanted:
             raise ValueError(
                 f"{folder} holds a pool of another plan ({there}): remove it or choose another folder"
@@ -173,7 +173,7 @@ class TruthPool:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{self.folder / MANIFEST} is missing: draw the pool with render_truths")
-        self.plan = json.loads((self.folder / MANIFEST).read_text())
+        self.plan = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         names = ("pictures", "classes", "points", "kinds", "clean")
         read = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names}
         self.pictures, self.classes, self.points = (read[n] for n in names[:3])

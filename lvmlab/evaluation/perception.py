@@ -17,7 +17,7 @@ def perception_rows(fingerprint: str) -> list[dict]:
     best: dict[str, list[dict]] = {}
     for folder in (paths.assets() / "runs", paths.cache() / "runs"):
         for path in sorted(folder.glob("perception-*.json")):
-            record = json.loads(path.read_text())
+            record = json.loads(path.read_text(encoding="utf-8"))
             rows = record["result"]
             known = best.get(record["config"]["task"])
             if record["config"]["tokenizer"] == fingerprint and (

@@ -74,7 +74,7 @@ def vitvq_card(tokenizer: Tokenizer, log: list[dict], dtype: torch.dtype) -> str
     read = [name for term, name in names.items() if recipe[term]]
     return (
         (Path(__file__).parent / "cards" / "vitvq.md")
-        .read_text()
+        .read_text(encoding="utf-8")
         .format(
             c=tokenizer.config,
             t=training,
