@@ -334,19 +334,34 @@ def test_fused_layers_give_the_same_logits_and_still_decode():
     assert torch.equal(complete_tokens(lvm, tokens, 5).tokens, answers)
 
 
-@pytest.mark.parametrize("faster", [False, True])
-def test_layers_are_exchanged_where_the_fused_ones_are_faster(faster, monkeypatch):
+@pytest.mark.parametrize("fastest", ["standard", "fused", "compiled"])
+def test_the_layers_that_were_measured_fastest_are_used(fastest, monkeypatch):
     from lvmlab.training import cpu_layers
 
-    taken = {"standard": 1.0, "fused": 0.9 if faster else 1.1}
-    monkeypatch.setattr(
-        cpu_layers, "least_seconds", lambda calls: [call() for call in calls.values()] and taken
-    )
-    cpu_layers.fused_is_faster.cache_clear()
+    asked = []
+
+    def layer_seconds(*shape, bf16, compiled=False):
+        asked.append(compiled)
+        kinds = ("standard", "fused", "compiled") if compiled else ("standard", "fused")
+        return {kind: 0.5 if kind == fastest else 1.0 for kind in kinds}
+
+    monkeypatch.setattr(cpu_layers, "layer_seconds", layer_seconds)
+    monkeypatch.setattr(cpu_layers, "has_compiler", lambda: True)
     lvm = LVM.from_shape("tiny")
-    cpu_layers.use_fastest_layers(lvm.llama)
-    assert (type(lvm.llama.model.norm) is cpu_layers.FusedRMSNorm) == faster
-    cpu_layers.fused_is_faster.cache_clear()
+    cpu_layers.use_fastest_layers(lvm.llama, tokens=cpu_layers.LONG * cpu_layers.TOKENS / 4)
+    assert asked == [False] and not cpu_layers.is_compiled(lvm.llama)
+    lvm = LVM.from_shape("tiny")
+    cpu_layers.use_fastest_layers(lvm.llama, tokens=cpu_layers.LONG * cpu_layers.TOKENS * 4)
+    assert asked == [False, False, True]
+    assert cpu_layers.is_compiled(lvm.llama) == (fastest == "compiled")
+    assert (type(lvm.llama.model.norm) is cpu_layers.FusedRMSNorm) == (fastest == "fused")
+
+
+def test_layers_are_measured_in_turn():
+    from lvmlab.training.cpu_layers import layer_seconds
+
+    taken = layer_seconds(32, 64, 2)
+    assert set(taken) == {"standard", "fused"} and min(taken.values()) > 0
 
 
 def test_a_class_with_too_few_rows_is_refused_at_the_start_by_name(tmp_path):

@@ -95,6 +95,7 @@ class FrozenSentences:
         self.size, self.seed, self.on_policy = size, seed, on_policy
         self.tasks, self.tokens_per_image = self.meta["tasks"], self.meta.get("tokens_per_image")
         self.longest = self.arrays["tokens"].shape[1]
+        self.tokens_per_step = size * self.longest
         self.tokenizer = self.meta["identity"].get("store", {}).get("tokenizer")
         self.cache = TeacherCache(folder, teacher) if teacher else None
 

@@ -2,10 +2,12 @@
 
 `transformers` writes a norm as five operations and a rotary embedding as ten, and each one reads and writes all
 activations. Here a norm is one function with its own gradient, and a rotary embedding is one complex product. They
-are used where a measurement on this machine finds them faster. Weights, their names and the results stay the same.
+are used where a measurement on this machine finds them faster; a long training also tries compiled layers. Weights, their names and the results stay the same.
 """
 
 import functools
+import os
+import shutil
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +23,37 @@ from transformers.models.llama.modeling_llama import (
 from lvmlab.utils.device import least_seconds
 
 TOKENS = 512  # that a layer is measured on
+LONG = 1800  # seconds of a training from which on compiling is tried, which takes a minute
 
 
-def use_fastest_layers(llama: LlamaForCausalLM, *, bf16: bool = False) -> None:
-    """Gives a LLaMA that trains on a CPU the faster of the standard and the fused layers.
+def use_fastest_layers(llama: LlamaForCausalLM, *, tokens: float = 0, bf16: bool = False) -> None:
+    """Gives a LLaMA that trains on a CPU the fastest of the standard, the fused and the compiled layers.
 
-    Compiled layers stay as they are: the compiler fuses them itself.
+    Compiling takes as long as hundreds of steps of a small model, so only a long training tries it.
 
     Args:
-        llama: changed in place; on another device it stays as it is.
+        llama: changed in place; on another device, or compiled already, it stays as it is.
+        tokens: that it will train on.
         bf16: it trains under bf16 autocast.
     """
     config = llama.config
     if llama.device.type != "cpu" or config.model_type != "llama" or is_compiled(llama):
         return
-    if fused_is_faster(config.hidden_size, config.intermediate_size, config.num_attention_heads, bf16=bf16):
+    shape = (config.hidden_size, config.intermediate_size, config.num_attention_heads)
+    taken = layer_seconds(*shape, bf16=bf16)
+    if min(taken.values()) * config.num_hidden_layers * tokens / TOKENS > LONG and has_compiler():
+        taken = layer_seconds(*shape, bf16=bf16, compiled=True)
+    fastest = min(taken, key=taken.get)
+    if fastest == "fused":
         fuse(llama)
+    if fastest == "compiled":
+        for layer in llama.model.layers:
+            layer.compile(dynamic=False)
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which `torch.compile` needs on a CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
 def is_compiled(llama: LlamaForCausalLM) -> bool:
@@ -109,20 +126,29 @@ def _turned(x: Tensor, turn: Tensor) -> Tensor:
 
 
 @functools.cache
-def fused_is_faster(width: int, inner: int, heads: int, *, bf16: bool = False) -> bool:
-    """Whether a fused layer trains faster here than a standard one: a fraction of a second, once a process and shape.
+def layer_seconds(
+    width: int, inner: int, heads: int, *, bf16: bool = False, compiled: bool = False
+) -> dict[str, float]:
+    """Seconds of one layer, forward and backward on TOKENS tokens, measured once a process and shape.
 
     Args:
         width: of the hidden states.
         inner: of the SwiGLU.
         heads: a divisor of ``width``.
         bf16: measured under bf16 autocast.
+        compiled: the compiled layer too; without it the measurement takes a fraction of a second.
+
+    Returns:
+        {"standard", "fused", and "compiled" where it was asked for: seconds}.
     """
     config = LlamaConfig(hidden_size=width, intermediate_size=inner, num_attention_heads=heads)
     config._attn_implementation = "sdpa"
+    kinds = ("standard", "fused", "compiled") if compiled else ("standard", "fused")
     with torch.random.fork_rng(devices=[]):
-        layers = {name: LlamaDecoderLayer(config, 0).train() for name in ("standard", "fused")}
+        layers = {kind: LlamaDecoderLayer(config, 0).train() for kind in kinds}
     fuse(layers["fused"])
+    if compiled:
+        layers["compiled"].compile(dynamic=False)
     x = torch.randn(1, TOKENS, width, generator=torch.Generator().manual_seed(0))
     turns = LlamaRotaryEmbedding(config)(x, torch.arange(TOKENS)[None])
 
@@ -130,5 +156,4 @@ def fused_is_faster(width: int, inner: int, heads: int, *, bf16: bool = False) -
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             layer(x, position_embeddings=turns).sum().backward()
 
-    taken = least_seconds({name: functools.partial(step, layer) for name, layer in layers.items()})
-    return taken["fused"] < taken["standard"]
+    return least_seconds({kind: functools.partial(step, layer) for kind, layer in layers.items()})

@@ -73,7 +73,8 @@ def train_lvm(
     identity = lvm_identity(model, batches, distillation, teacher)
 
     # how the layers and the loss are computed
-    use_fastest_layers(model.llama, bf16=precision(config.precision) == "bf16")
+    tokens = config.steps * batches.tokens_per_step
+    use_fastest_layers(model.llama, tokens=tokens, bf16=precision(config.precision) == "bf16")
     step = plain_step if distillation is None else make_distillation_step(distillation, batches, teacher)
     counts = Counter()
 

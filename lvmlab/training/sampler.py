@@ -45,6 +45,7 @@ class SentenceSampler:
         self.counts = self.data.counts()
         self.pictures = {"mixed": 2} | {task: rows.pictures for task, rows in self.data.tasks.items()}
         self.tokens_per_image = self.data.tokens_per_image
+        self.tokens_per_step = recipe.tokens
         self.longest = recipe.most_pairs * 2 * self.tokens_per_image
         self.tokenizer, self.on_policy = self.data.meta["tokenizer"], recipe.on_policy
         recipe.mixture.shares(self.counts)  # names a task that the store lacks

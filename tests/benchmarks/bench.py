@@ -16,6 +16,7 @@ from pathlib import Path
 import bench_generate  # noqa: F401  registers its entries
 import bench_models  # noqa: F401
 import bench_probe  # noqa: F401
+import bench_steps  # noqa: F401
 import bench_store  # noqa: F401
 import bench_training  # noqa: F401
 import numpy as np
@@ -38,6 +39,7 @@ ORDER = (
     "train.mini-teacher",
     "train.80m",
     "train.300m",
+    "train.layers",
     "train.loss",
     "train.muon",
     "train.resumed",

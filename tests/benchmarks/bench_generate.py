@@ -5,7 +5,7 @@ weights alone would take.
 import time
 
 import torch
-from bench_rows import Row, entry, interleaved, median, rates, synchronise
+from bench_rows import COMPILER, Row, entry, interleaved, median, rates, synchronise
 from torch import Tensor
 
 from lvmlab.evaluation.prompts import Job
@@ -17,6 +17,8 @@ from lvmlab.utils import paths
 from lvmlab.utils.device import default_device
 
 N, EXAMPLES, REPEATS = 64, 3, 5  # tokens an answer, pairs in a prompt
+PROMPTS, ROWS = 50, 32  # scored; answered in one batch
+READ = 2**29  # bytes that the bandwidth is measured on
 
 
 def prompt(lvm: LVM, rows: int = 1, n: int = N) -> Tensor:
@@ -39,8 +41,8 @@ def stock(lvm: LVM, tokens: Tensor, n: int, **options) -> Tensor:
 
 
 def bandwidth() -> float:
-    """Bytes a second that this machine reads from memory, measured now on 512 MB."""
-    values = torch.ones(128 * 2**20, device=default_device())
+    """Bytes a second that this machine reads from memory, measured now."""
+    values = torch.ones(READ // 4, device=default_device())
     return values.numel() * 4 / min(interleaved("bandwidth", {"sum": values.sum}, 5)["sum"])
 
 
@@ -97,7 +99,7 @@ def generation(
         f"best of {REPEATS}{'; the greedy tokens are equal' if equal else ''}",
     )
     best, step = speed["static"], "static cache"
-    if call := compiled(lvm, tokens, n):
+    if COMPILER and (call := compiled(lvm, tokens, n)):
         best, step = max(
             (best, step),
             (
@@ -205,7 +207,7 @@ def second():
 
 @entry("generate.batch")
 def batch():
-    lvm, rows = shipped("mini-teacher").to(default_device()), 32
+    lvm, rows = shipped("mini-teacher").to(default_device()), ROWS
     tokens = prompt(lvm, rows)
     calls = {
         "together": lambda: complete_tokens(lvm, tokens, N),
@@ -228,12 +230,15 @@ def constrained():
     """What it does to skill where only codes of the prompt's labels may be written."""
     lvm, tokenizer = shipped("mini-teacher").to(default_device()), Tokenizer.from_pretrained("mini")
     for i, task in enumerate(("segmentation", "pose", "derain")):
-        scorer = Scorer(Job(task, prompts=50, split="val"), tokenizer)
+        scorer = Scorer(Job(task, prompts=PROMPTS, split="val"), tokenizer)
         skills = [
             scorer.rows(
                 scorer.scores(
                     mean_pictures(
-                        tokenizer, torch.cat([*answer_tokens(lvm, scorer.tokens, N, constrained=c)])
+                        tokenizer,
+                        torch.cat(
+                            [*answer_tokens(lvm, scorer.tokens, tokenizer.tokens_per_image, constrained=c)]
+                        ),
                     )
                 ),
                 "",
@@ -250,6 +255,6 @@ def constrained():
             ours - theirs,
             "skill",
             None,
-            f"mini-teacher's skill at {task}, 50 val prompts: constrained ({low:.2f} to {high:.2f}) against "
+            f"mini-teacher's skill at {task}, {PROMPTS} val prompts: constrained ({low:.2f} to {high:.2f}) against "
             f"free; the ratio is the difference",
         )

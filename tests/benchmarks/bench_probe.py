@@ -39,7 +39,6 @@ def extraction():
     """
     data, model = noise(PICTURES, 224), timm.create_model(MODEL, num_classes=0)
     trunk = TimmTrunk(model)
-    mean, std = trunk.statistics
 
     def ours() -> None:
         shutil.rmtree(extract(trunk, data, batch=BATCH, progress=False).folder)
@@ -49,7 +48,7 @@ def extraction():
         found = []
         for first in range(0, PICTURES, BATCH):
             pictures = from_uint8(data.batch(range(first, first + BATCH))).to(default_device())
-            blocks = model.forward_intermediates((pictures - mean) / std, intermediates_only=True)
+            blocks = model.forward_intermediates(trunk.normalize(pictures), intermediates_only=True)
             found.append(torch.stack([block.mean((2, 3)).cpu() for block in blocks]))
         return found
 

@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm.auto import tqdm
 
+from lvmlab.training.cpu_layers import has_compiler
 from lvmlab.utils.device import default_device, describe, precision
 
 ENTRIES: dict[str, Callable[[], Iterator["Row"]]] = {}
+COMPILER = has_compiler()  # torch.compile wants one
 JUDGED = {  # how a row is held to its limit
     "ratio, at least": (">= {:g}", lambda row: row.ratio >= row.limit),
     "ratio, at most": ("<= {:g}", lambda row: row.ratio <= row.limit),
+    "share": ("{:g} to 1", lambda row: row.limit <= row.ratio <= 1),  # over 1 the measure is at fault
     "ours, at least": ("ours >= {:g}", lambda row: row.ours >= row.limit),
 }
 
@@ -68,6 +71,11 @@ def entry(name: str):
         return measure
 
     return register
+
+
+def of_kind(*, bf16: float, fp32: float) -> float:
+    """The limit of a machine where the one or the other precision is the faster."""
+    return bf16 if precision() == "bf16" else fp32
 
 
 def rates(

@@ -28,6 +28,7 @@ MANY, PART = (
     10_000_000,
     100_000,
 )  # rows of the large store; the rows of one part, which is linked as often as is needed
+FILES = (256, 8)  # pairs of pictures, for the small tokenizer and the large one
 MEMORY = """
 import re, sys
 from lvmlab.data.store import Store
@@ -180,9 +181,9 @@ def end_to_end(preset: str, tokenizer: Tokenizer, pairs: int, side: int, limit: 
 
 @entry("tokenize.mini")
 def mini():
-    yield from end_to_end("mini", Tokenizer.from_pretrained("mini"), 256, 384, 0.6)
+    yield from end_to_end("mini", Tokenizer.from_pretrained("mini"), FILES[0], 384, 0.6)
 
 
 @entry("tokenize.f16-8192")
 def f16():
-    yield from end_to_end("f16-8192", Tokenizer.from_preset("f16-8192"), 8, 384, 0.9)
+    yield from end_to_end("f16-8192", Tokenizer.from_preset("f16-8192"), FILES[1], 384, 0.9)

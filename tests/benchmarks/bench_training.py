@@ -23,16 +23,17 @@ from lvmlab.training.checkpoints import read_log
 from lvmlab.utils.device import default_device, precision
 
 SENTENCES, LENGTH, STEPS, KILLS = 64, 512, 10, 10
+LARGE = ("300m", "2048")  # the shape and the tokens of the step whose memory is measured
 STEP = """
 import re, sys, torch
 from lvmlab.model.lvm import LVM
 lean = sys.argv[1] == "lean"
-lvm = LVM.from_shape("300m").train()
+lvm, length = LVM.from_shape(sys.argv[2]).train(), int(sys.argv[3])
 if lean:
     lvm.llama.gradient_checkpointing_enable({"use_reentrant": False})
 optimizer = torch.optim.AdamW(lvm.parameters(), fused=True)
 with torch.autocast("cpu", torch.bfloat16, enabled=lean):
-    tokens = torch.randint(8192, (1, 2048), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(lvm.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     loss = lvm(tokens, tokens)
 loss.backward()
 optimizer.step()
@@ -127,7 +128,11 @@ def large():
         more = env if side == "lean" else dict(os.environ)
         found[side] = float(
             subprocess.run(
-                [sys.executable, "-c", STEP, side], check=True, capture_output=True, text=True, env=more
+                [sys.executable, "-c", STEP, side, *LARGE],
+                check=True,
+                capture_output=True,
+                text=True,
+                env=more,
             ).stdout
         )
     yield Row(
@@ -137,7 +142,7 @@ def large():
         found["lean"] / found["plain"],
         "MB",
         None,
-        "peak resident memory of one step on 2048 tokens: bf16 autocast, activation checkpointing and an "
+        f"peak resident memory of one step on {LARGE[1]} tokens: bf16 autocast, activation checkpointing and an "
         "allocator that gives memory back, "
         "against fp32 with neither",
     )
