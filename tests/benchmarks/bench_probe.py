@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import timm
 import torch
-from bench_rows import Row, entry, interleaved, rates
+from bench_rows import Row, entry, interleaved, of_kind, rates
 from torch import Tensor, nn
 
 from lvmlab.data.labelled import Labelled
@@ -32,7 +32,7 @@ def noise(count: int, size: int, seed: int = 0) -> Labelled:
     )
 
 
-@entry("extract")
+@entry("probe.extract")
 def extraction():
     """Every block's mean features of pictures in memory, against timm's forward_intermediates in fp32; files
     and the cache's look-up included.
@@ -52,13 +52,13 @@ def extraction():
             found.append(torch.stack([block.mean((2, 3)).cpu() for block in blocks]))
         return found
 
-    taken = interleaved("extract", {"ours": ours, "theirs": theirs}, 3)
+    taken = interleaved("probe.extract", {"ours": ours, "theirs": theirs}, 3)
     yield rates(
-        "extract",
+        "probe.extract",
         PICTURES / min(taken["ours"]),
         PICTURES / min(taken["theirs"]),
         "images/s",
-        1.5,
+        of_kind(bf16=1.5, fp32=1.0),
         f"means of every block of {MODEL} (fresh weights) in {precision()} against a plain loop in fp32, "
         f"{PICTURES} pictures of 224 px in "
         f"batches of {BATCH}, best of 3",
