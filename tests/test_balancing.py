@@ -31,7 +31,9 @@ def test_arms_differ_in_mixture_or_data_alone():
 
 
 def test_the_tail_has_few_sources():
-    rows = [row for _, row in World("pose", 6, pairs=15, limit_sources=study.LIMITS["pose"], workers=1).rows(64)]
+    rows = [
+        row for _, row in World("pose", 6, pairs=15, limit_sources=study.LIMITS["pose"], workers=1).rows(64)
+    ]
     assert len(rows) == 90 and 2 <= len({row.source for row in rows}) <= 10
     assert len({row.source for _, row in World("pose", 6, pairs=15, workers=1).rows(64)}) > 10
 

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = next(ROOT.glob("notebooks/07_prompt_studio.ipynb"), None)
@@ -40,7 +39,10 @@ MISSING = [
     *(["the notebook is in a checkout, which this is not"] if NOTEBOOK is None else []),
 ]
 REQUIRED = os.environ.get("LVMLAB_BROWSER") == "required"
-pytestmark = pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason="; ".join(MISSING))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason="; ".join(MISSING)),
+]
 WAIT = 300_000  # ms: CI's machines may be slow; nothing here waits longer than it must
 
 READY = """async () => {
