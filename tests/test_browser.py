@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = next(ROOT.glob("notebooks/07_prompt_studio.ipynb"), None)
 SHOTS = Path(os.environ.get("LVMLAB_SCREENSHOTS") or ROOT / "runs" / "screenshots")
