@@ -188,8 +188,7 @@ def _complete(path: Path, reader: Readable, part: range) -> bool:
     else:
         complete = int(known["members"]) == len(part) and _same_files(path, known, reader, part)
     if complete and hasattr(reader, "report"):
-        reader.report.members += len(part)
-        reader.report.rows += len(read_table(path))
+        reader.report.stored += len(part)
         reader.report.broken.update(json.loads(known.get("broken", "{}")))
         reader.report.skipped.update(json.loads(known.get("skipped", "{}")))
     return complete

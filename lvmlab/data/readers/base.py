@@ -54,6 +54,7 @@ class Report:
     Attributes:
         members: that were read or tried.
         rows: that they gave.
+        stored: members whose rows an earlier build had made.
         broken: name of a broken member to the reason.
         skipped: name of a member without a label of the task to the reason.
         labels: what the labels are, and what decided it.
@@ -61,13 +62,15 @@ class Report:
 
     members: int = 0
     rows: int = 0
+    stored: int = 0
     broken: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     labels: str = ""
 
     def __str__(self):
         head = f"{self.members} members, {self.rows} rows, {len(self.broken)} broken"
-        lines = [head + (f", {len(self.skipped)} skipped" if self.skipped else "")]
+        head += f", {len(self.skipped)} skipped" if self.skipped else ""
+        lines = [head + (f"; {self.stored} members were stored before" if self.stored else "")]
         lines += [self.labels] if self.labels else []
         lines += [f"  {name}: {reason}" for name, reason in list(self.broken.items())[:SHOWN]]
         lines += ["  ..."] if len(self.broken) > SHOWN else []
