@@ -1,7 +1,8 @@
 """mini-world, frozen: its laws and the hashes of its sources and of its fixed val, test and shifted prompts.
 
 `assets/world/VERSION.json` is written before any model is trained on that version. `python tests/frozen.py`
-recomputes it and names what differs; `--write` writes it (only ever for a new version of the world).
+recomputes it and names what differs; `--write` writes it (only ever for a new version of the world). The tests
+recompute the first prompts of each set.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import numpy as np
 
 from lvmlab.utils import paths
 from lvmlab.utils.files import atomic
-from lvmlab.world import V1, Laws, encodings, weather
+from lvmlab.world import V1, V2, Laws, encodings, weather
 from lvmlab.world.sentences import PAIRS, sentence
 
 PROMPTS = 200  # of each set, as the evaluation asks them
-LAWS = {laws.version: laws for laws in (V1,)}
+FIRST = 10  # of each set, hashed apart: what the tests recompute
+LAWS = {laws.version: laws for laws in (V1, V2)}
 V1_TRUTH = {"mask", "all", "class", "keypoints", "box", "hole", "edges"}  # what mini-world-v1's hashes hold
 Set = tuple[str, str, bool]
 
@@ -49,9 +51,9 @@ def parameters(laws: Laws) -> dict:
     return json.loads(json.dumps({"pairs": PAIRS, "prompts": PROMPTS, **asdict(laws), **numbers}))
 
 
-def digest(laws: Laws, fixed: Set, prompts: int = PROMPTS) -> str:
-    """SHA-256 of a set's pictures, encodings and what its scores need, in their fixed order."""
-    total = hashlib.sha256()
+def digest(laws: Laws, fixed: Set, prompts: int = PROMPTS) -> tuple[str, str]:
+    """SHA-256 of a set's pictures, encodings and what its scores need, in their fixed order; of its first, of all."""
+    total, first = hashlib.sha256(), ""
     split, task, held_out = fixed
     for index in range(prompts):
         found = sentence(task, split, index, laws=laws, pairs=PAIRS, held_out=held_out)
@@ -63,7 +65,9 @@ def digest(laws: Laws, fixed: Set, prompts: int = PROMPTS) -> str:
                 if laws.version == V1.version and name not in V1_TRUTH:
                     continue
                 total.update(_bytes(name, value))
-    return total.hexdigest()
+        if index < FIRST:
+            first = total.hexdigest()
+    return first, total.hexdigest()
 
 
 def _bytes(name: str, value: object) -> bytes:
@@ -79,13 +83,15 @@ def manifest(laws: Laws, prompts: int = PROMPTS, workers: int = 2) -> dict:
     """All of it: parameters, hashes of the source files, hashes of the fixed sets."""
     found = sets(laws)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        hashes = list(pool.map(digest, [laws] * len(found), found, [prompts] * len(found)))
+        hashes = pool.map(digest, [laws] * len(found), found, [prompts] * len(found))
+        first, whole = zip(*hashes, strict=True)
     files = sorted((paths.assets() / "world").glob("*.parquet"))
     return {
         "version": laws.version,
         "parameters": parameters(laws),
         "files": {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files},
-        "sets": dict(zip(map(name_of, found), hashes, strict=True)),
+        "first": dict(zip(map(name_of, found), first, strict=True)),
+        "sets": dict(zip(map(name_of, found), whole, strict=True)),
     }
 
 
@@ -93,13 +99,13 @@ def path(version: str) -> Path:
     return paths.assets() / "world" / f"{version}.json"
 
 
-def differences(found: dict, version: str) -> list[str]:
-    """What of `found` is not as this version was frozen, by name; empty where all is."""
+def differences(found: dict, version: str, parts=("parameters", "files", "first", "sets")) -> list[str]:
+    """What of these ``parts`` of `found` is not as this version was frozen, by name; empty where all is."""
     frozen = json.loads(path(version).read_text())
     differ = []
     if found["version"] != frozen["version"]:
         differ.append(f"version {found['version']!r}, frozen {frozen['version']!r}")
-    for part in ("parameters", "files", "sets"):
+    for part in parts:
         ours, theirs = found[part], frozen[part]
         differ += [f"{part}: {name}" for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
     return differ
@@ -107,7 +113,7 @@ def differences(found: dict, version: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Recompute a frozen world's hashes and name what differs.")
-    parser.add_argument("--version", choices=LAWS, default=V1.version)
+    parser.add_argument("--version", choices=LAWS, default=V2.version)
     parser.add_argument(
         "--write", action="store_true", help="write them instead: only for a new version of the world"
     )
