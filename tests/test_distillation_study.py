@@ -83,7 +83,8 @@ def test_a_size_trains_along_a_trunk(cache):
     )
     record = scaling.size("0.3M", setting)
     assert [(row["budget"], row["tokens"]) for row in record["result"]] == [(5, 6 * 1024), (10, 12 * 1024)]
-    assert scaling.points({"0.3M": record}).shape == (2, 4)
+    points = scaling.points({"0.3M": record})
+    assert points[["parameters", "tokens", "loss", "skill"]].shape == (2, 4)
 
 
 def test_the_law_is_found_again_where_it_holds():
