@@ -12,7 +12,7 @@ from lvmlab.lab.plots import tokenizer as draw
 from lvmlab.lab.studies import tokenizer as study
 from lvmlab.tokenizer.tokenizer import Tokenizer
 from lvmlab.tokenizer.vqgan import VQGANConfig
-from lvmlab.training.checkpoints import TrainingError, load_checkpoint
+from lvmlab.training.checkpoints import TrainingError, digest, load_checkpoint
 from lvmlab.training.loop import TrainConfig
 from lvmlab.training.tokenizer import (
     FSQ_LEVELS,
@@ -333,6 +333,8 @@ def test_an_export_is_scored_as_it_lies_on_disk(trained, pool, tmp_path):
     assert exported.fingerprint in card and str(exported.training["val"]["iou"]) in card
     early = load_checkpoint(folder)
     early["model"]["seen"].zero_()
-    torch.save({**early, "identity": json.dumps(early["identity"])}, tmp_path / "checkpoint.pt")
+    early["identity"] = json.dumps(early["identity"])
+    early["digest"] = digest({key: value for key, value in early.items() if key != "digest"})
+    torch.save(early, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError, match="train on first"):
         export_tokenizer(tmp_path, tmp_path / "none")
