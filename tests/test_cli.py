@@ -78,7 +78,7 @@ def test_errors_are_one_line_that_names_the_culprit(tmp_path):
         (("export", "nowhere"), "nowhere is no folder"),
         (("runs", "show", "scalng"), "the nearest are scaling-"),
         (("promt",), "did you mean prompt"),
-        (("train", "out", "mini-studnt"), "mini-student"),
+        (("train", "out", "--shape", "mini-studnt"), "mini-student"),
     ],
 )
 def test_paths_and_names_are_checked_before_anything_heavy_is_imported(words, message, tmp_path, monkeypatch):
