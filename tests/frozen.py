@@ -1,7 +1,8 @@
 """mini-world, frozen: its laws and the hashes of its sources and of its fixed val, test and shifted prompts.
 
 `assets/world/VERSION.json` is written before any model is trained on that version. `python tests/frozen.py`
-recomputes it and names what differs; `--write` writes it (only ever for a new version of the world). The tests
+recomputes it and names what differs; `--write` writes it (only ever for a new version of the world). The
+tests
 recompute the first prompts of each set.
 """
 
@@ -41,7 +42,9 @@ def name_of(fixed: Set) -> str:
 
 
 def parameters(laws: Laws) -> dict:
-    """The laws in numbers; what single tasks add (speeds, holes, palettes) is held by the hashes of their sets."""
+    """The laws in numbers; what single tasks add (speeds, holes, palettes) is held by the hashes of their
+    sets.
+    """
     numbers = {
         f"{module.__name__.rsplit('.', 1)[-1]}.{name}": value
         for module in (weather, encodings)
@@ -52,7 +55,9 @@ def parameters(laws: Laws) -> dict:
 
 
 def digest(laws: Laws, fixed: Set, prompts: int = PROMPTS) -> tuple[str, str]:
-    """SHA-256 of a set's pictures, encodings and what its scores need, in their fixed order; of its first, of all."""
+    """SHA-256 of a set's pictures, encodings and what its scores need, in their fixed order; of its first, of
+    all.
+    """
     total, first = hashlib.sha256(), ""
     split, task, held_out = fixed
     for index in range(prompts):

@@ -188,7 +188,9 @@ def test_a_cut_shard_is_named(tmp_path):
 
 
 def film(path, times, rate=10, base=Fraction(1, 100)):
-    """A film of frames (64 wide, 32 high) at times in hundredths of a second; a frame's brightness is its time."""
+    """A film of frames (64 wide, 32 high) at times in hundredths of a second; a frame's brightness is its
+    time.
+    """
     av = pytest.importorskip("av", reason="the extra video")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)

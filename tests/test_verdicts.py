@@ -1,4 +1,6 @@
-"""What studies' verdicts rest on: floors of losses, best points, declared outcomes, correlations within groups."""
+"""What studies' verdicts rest on: floors of losses, best points, declared outcomes, correlations within
+groups.
+"""
 
 import numpy as np
 import pandas as pd

@@ -88,7 +88,9 @@ def _limited(split: str, limit_sources: tuple[tuple[str, int], ...]) -> Sources:
 
 
 def render(job: tuple) -> list[tuple[int, Row]]:
-    """(task, split, index, seed, pairs, laws, copies, limit_sources) to the rows of one group, each before its copies."""
+    """(task, split, index, seed, pairs, laws, copies, limit_sources) to the rows of one group, each before
+    its copies.
+    """
     task, split, index, seed, pairs, laws, copies, limit_sources = job
     clip = tasks.get(task).sequence
     found = sentence(

@@ -235,8 +235,17 @@ def fit(
         curve.append({"step": record["step"], "val": record["val"]})
         return steps is None and enough(curve, scale.gain)
 
-    config = TrainConfig(steps=steps or scale.steps, lr=scale.lr, min_lr=scale.lr, warmup=50, weight_decay=0.05,
-                         log_every=1, save_every=scale.round, precision="fp32", tracker="none")  # fmt: skip
+    config = TrainConfig(
+        steps=steps or scale.steps,
+        lr=scale.lr,
+        min_lr=scale.lr,
+        warmup=50,
+        weight_decay=0.05,
+        log_every=1,
+        save_every=scale.round,
+        precision="fp32",
+        tracker="none",
+    )
     identity = {"input": kind, "goal": asdict(goal), "scale": asdict(scale)}
     identity |= {} if kind == "pixels" else {"tokenizer": tokenizer.fingerprint}
     if steps is None and enough(curve, scale.gain):  # it was stopped before its last step
@@ -292,17 +301,19 @@ def measure(
         steps = steps or curve[-1]["step"] + 1
         means = resample([values], np.array([pair.source for pair in data["val"].pairs]))[0]
         low, high = np.percentile(means[1:], (2.5, 97.5))
-        rows.append({
-            "task": name,
-            "reads": kind,
-            "metric": task.metric if task is not None else "PSNR",
-            "score": float(means[0]),
-            "low": float(low),
-            "high": float(high),
-            "steps": steps,
-            "examples": len(data["train"]),
-            "curve": curve,
-        })  # fmt: skip
+        rows.append(
+            {
+                "task": name,
+                "reads": kind,
+                "metric": task.metric if task is not None else "PSNR",
+                "score": float(means[0]),
+                "low": float(low),
+                "high": float(high),
+                "steps": steps,
+                "examples": len(data["train"]),
+                "curve": curve,
+            }
+        )
     return rows
 
 

@@ -183,7 +183,8 @@ def balancing_verdicts(records: dict[str, dict]) -> Iterator[str]:
 
     yield (
         "The lowest point of each curve beside its end, on 32 val prompts, which also choose the point. "
-        "Arms that learn scarce pairs by heart end above their best point, some above a model never trained on the "
+        "Arms that learn scarce pairs by heart end above their best point, some above a model never trained "
+        "on the "
         "task."
     )
     means = points.groupby(["arm", "task"], sort=False)[["best", "end"]].mean()

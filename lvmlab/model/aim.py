@@ -186,7 +186,7 @@ class PatchLM(nn.Module):
         return patches + sincos_2d(height, width, patches.shape[2]).to(patches)
 
     def prefixes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Lengths of prefixes, (count,), uniform from 1 to all patches but one; 1 where attention is causal."""
+        """Lengths of prefixes, (count,), uniform from 1 to all patches but one; 1 with causal attention."""
         return torch.randint(1, self.shape.grid**2 if self.shape.prefix else 2, (count,), generator=generator)
 
     def targets(self, images: Tensor) -> Tensor:

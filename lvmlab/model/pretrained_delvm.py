@@ -90,7 +90,7 @@ def exported(folder: Path) -> LlamaForCausalLM:
 
 
 def vit(folder: Path) -> Starcoder2ForCausalLM:
-    """DeLVM's ViT flavour. Its trainer's GELU is the tanh approximation; exported configurations name erf's."""
+    """DeLVM's ViT flavour. Its trainer's GELU is the tanh approximation; exported configs name erf's."""
     path = folder / "config.json"
     config = read_config(path)
     act = config.get("hidden_act", "gelu")

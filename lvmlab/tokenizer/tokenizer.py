@@ -124,7 +124,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of shape and weights: equal if and only if the tokens mean the same."""
+        """16 hex digits of the SHA-256 of shape and weights: equal where the tokens mean the same."""
         return fingerprint(self.net, json.dumps(self.config.canonical(), sort_keys=True))
 
     @torch.inference_mode()

@@ -49,7 +49,8 @@ class Cost:
 
     def __str__(self):
         time = f"{self.hours:.2f} h" if self.hours < 48 else f"{self.hours / 24:.1f} days"
-        return f"{self.parameters / 1e6:.1f}M parameters, {self.flops:.3g} FLOPs, {self.memory / 2**30:.1f} GiB a step, {time}"
+        size = f"{self.parameters / 1e6:.1f}M parameters, {self.flops:.3g} FLOPs"
+        return f"{size}, {self.memory / 2**30:.1f} GiB a step, {time}"
 
 
 def parameters(shape: LVMConfig | PatchConfig) -> int:

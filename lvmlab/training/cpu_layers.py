@@ -1,8 +1,11 @@
 """Norms and rotary embeddings of a LLaMA in fewer passes over memory, for training on a CPU.
 
-`transformers` writes a norm as five operations and a rotary embedding as ten, and each one reads and writes all
-activations. Here a norm is one function with its own gradient, and a rotary embedding is one complex product. They
-are used where a measurement on this machine finds them faster; a long training also tries compiled layers. Weights, their names and the results stay the same.
+`transformers` writes a norm as five operations and a rotary embedding as ten, and each one reads and writes
+all
+activations. Here a norm is one function with its own gradient, and a rotary embedding is one complex product.
+They
+are used where a measurement on this machine finds them faster; a long training also tries compiled layers.
+Weights, their names and the results stay the same.
 """
 
 import functools
@@ -99,7 +102,8 @@ class FusedRMSNorm(LlamaRMSNorm):
 class FusedAttention(LlamaAttention):
     """`LlamaAttention` whose queries and keys turn as complex numbers.
 
-    The numbers of a query and of a key are laid pair by pair alike, so no score changes. A cache wants the standard
+    The numbers of a query and of a key are laid pair by pair alike, so no score changes. A cache wants the
+    standard
     order, so decoding is the standard one.
     """
 

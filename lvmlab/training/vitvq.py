@@ -267,7 +267,8 @@ def train_stage(
     shape, here = _shape(preset, recipe, stage), Path(folder) / stage
     if pool.pictures.shape[1] != shape.resolution:
         raise ValueError(
-            f"{pool.folder} holds pictures of {pool.pictures.shape[1]} px: the tokenizer takes {shape.resolution} px"
+            f"{pool.folder} holds pictures of {pool.pictures.shape[1]} px: the tokenizer takes "
+            f"{shape.resolution} px"
         )
     config = recipe.schedule(stage, seed=seed, **options)
     torch.manual_seed(seed)

@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another shape; the message names the file and the remedy."""
+    """A checkpoint that is missing, damaged or of another shape; the message names file and remedy."""
 
 
 # Classes that released pickles name and the weights do not need: Lightning's callbacks in taming's files, the

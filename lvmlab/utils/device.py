@@ -57,7 +57,9 @@ def _bf16_share(size: int, device: str) -> float:
 
 
 def least_seconds(calls: dict[Hashable, Callable[[], object]], repeats: int = 3) -> dict[Hashable, float]:
-    """The least seconds of each call, taken in turn after one warm-up, which a call on a device waits for itself."""
+    """The least seconds of each call, taken in turn after one warm-up, which a call on a device waits for
+    itself.
+    """
     best = dict.fromkeys(calls, float("inf"))
     for trial in range(1 + repeats):
         for name, call in calls.items():

@@ -1,6 +1,8 @@
-"""mini-world, the embedded benchmark: real photographs, objects with exact masks, bodies with keypoints, rain and blur.
+"""mini-world, the embedded benchmark: real photographs, objects with exact masks, bodies with keypoints, rain
+and blur.
 
-Scenes are composed on the fly into pairs and sentences, and each task in `tasks/` scores its own answers. It imports
+Scenes are composed on the fly into pairs and sentences, and each task in `tasks/` scores its own answers. It
+imports
 `utils/`.
 """
 

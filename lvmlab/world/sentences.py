@@ -1,4 +1,6 @@
-"""Visual sentences from mini-world: an encoding and pairs of one task, addressed by (seed, split, task, index)."""
+"""Visual sentences from mini-world: an encoding and pairs of one task, addressed by (seed, split, task,
+index).
+"""
 
 import zlib
 from dataclasses import dataclass

@@ -54,7 +54,9 @@ ORDERS = {  # which of the wheel's first thirteen colours each bone has
 
 
 def turned(turn: float, order: str = "straight") -> tuple[tuple[int, int, int], ...]:
-    """A palette: the wheel turned by ``turn`` of its 18 colours, its colours given to the bones in this order."""
+    """A palette: the wheel turned by ``turn`` of its 18 colours, its colours given to the bones in this
+    order.
+    """
     return tuple(_hue(place + turn) for place in ORDERS[order])
 
 

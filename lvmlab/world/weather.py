@@ -34,7 +34,7 @@ class Rain:
 
 
 def rain(image: np.ndarray, weather: Rain, rng: np.random.Generator) -> np.ndarray:
-    """Rain over (S, S, 3) in [0, 1]: a grey veil, then bright streaks in three depths. Returns a new array."""
+    """Rain over (S, S, 3) in [0, 1]: a grey veil, then bright streaks in three depths, as a new array."""
     size = image.shape[0]
     out = image * (1 - weather.veil) + weather.veil * weather.grey
     for depth in range(LAYERS):

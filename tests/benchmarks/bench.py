@@ -65,7 +65,9 @@ RENDERED, GROUP = 640, 16  # pairs a measurement, pairs a group as in lvmlab.dat
 
 @entry("world.render")
 def render():
-    """Pairs of the trained tasks of both versions of mini-world, in training's mix, on two processes and on one."""
+    """Pairs of the trained tasks of both versions of mini-world, in training's mix, on two processes and on
+    one.
+    """
     yield _render_row("world.render", V1, 300.0)
     yield _render_row("world.render/v2", V2, 250.0)
 

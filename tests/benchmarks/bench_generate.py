@@ -255,6 +255,7 @@ def constrained():
             ours - theirs,
             "skill",
             None,
-            f"mini-teacher's skill at {task}, {PROMPTS} val prompts: constrained ({low:.2f} to {high:.2f}) against "
+            f"mini-teacher's skill at {task}, {PROMPTS} val prompts: constrained ({low:.2f} to {high:.2f}) "
+            f"against "
             f"free; the ratio is the difference",
         )

@@ -38,7 +38,8 @@ LR = 1e-3
 class Loop:
     """A training loop of `transformers`' model as one would write it.
 
-    plain: fp32, AdamW neither fused nor foreach. fused: fused AdamW, and bf16 where the probe says so. compiled: as
+    plain: fp32, AdamW neither fused nor foreach. fused: fused AdamW, and bf16 where the probe says so.
+        compiled: as
     fused, its layers compiled.
     """
 
@@ -153,7 +154,8 @@ def training(
         speed[best],
         "tokens/s",
         1.0,
-        f"against the fastest of transformers' loops, here {best}: {found}; fused and compiled in {precision()}",
+        f"against the fastest of transformers' loops, here {best}: {found}; fused and compiled in "
+        f"{precision()}",
     )
     estimate, real = seconds_here(LVM_PRESETS[shape], length, per_step), median(taken["ours"])
     yield Row(
@@ -175,8 +177,10 @@ def training(
             most / 1e9,
             "GFLOPS",
             share,
-            f"FLOPs of the model's matrix products, attention counted, against the best {precision()} product of square "
-            f"matrices of {' and '.join(map(str, PRODUCTS))} numbers a side, before and after; over 1 is a fault",
+            f"FLOPs of the model's matrix products, attention counted, against the best {precision()} "
+            f"product of square "
+            f"matrices of {' and '.join(map(str, PRODUCTS))} numbers a side, before and after; over 1 is a "
+            f"fault",
             "share",
         )
 
@@ -229,7 +233,8 @@ def layer(row: str, name: str) -> Row:
         speed["standard"],
         "layers/s",
         None,
-        f"a layer of {name} with fused norms and rotary embedding against the standard one, forward and backward of "
+        f"a layer of {name} with fused norms and rotary embedding against the standard one, forward and "
+        f"backward of "
         f"{x.shape[1]} tokens on the CPU, best of {STEPS}: {others}; training takes the faster",
     )
 

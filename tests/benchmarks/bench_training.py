@@ -142,7 +142,8 @@ def large():
         found["lean"] / found["plain"],
         "MB",
         None,
-        f"peak resident memory of one step on {LARGE[1]} tokens: bf16 autocast, activation checkpointing and an "
+        f"peak resident memory of one step on {LARGE[1]} tokens: bf16 autocast, activation checkpointing and "
+        f"an "
         "allocator that gives memory back, "
         "against fp32 with neither",
     )

@@ -84,9 +84,18 @@ def compute(config: dict, progress: bool = True) -> dict:
     here, logs = folder / runs.key(STUDY, config), {}
     for stage in ("continuous", "codes"):
         logs[stage] = train_stage(
-            here, stage, pools["train"], pools["val"], network, recipe, seed=config["seed"],
-            eval_every=10**9, budget_s=None, progress=progress, tracker="none",
-        )  # fmt: skip
+            here,
+            stage,
+            pools["train"],
+            pools["val"],
+            network,
+            recipe,
+            seed=config["seed"],
+            eval_every=10**9,
+            budget_s=None,
+            progress=progress,
+            tracker="none",
+        )
     model = load_stage(here, "codes")
     pictures, seconds = (
         recipe.batch * (recipe.continuous + recipe.codes),
@@ -115,10 +124,13 @@ COLUMNS = {
 def table(records: dict[str, dict]) -> pd.DataFrame:
     """A line a design: what its codes carry after as many pictures, and how fast it trains."""
     rows = [
-        {"design": name, **{title: record["result"]["scores"].get(key) for key, title in COLUMNS.items()},
-         "pictures a second": record["result"]["pictures a second"]}
+        {
+            "design": name,
+            **{title: record["result"]["scores"].get(key) for key, title in COLUMNS.items()},
+            "pictures a second": record["result"]["pictures a second"],
+        }
         for name, record in records.items()
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 

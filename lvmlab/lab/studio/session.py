@@ -61,7 +61,8 @@ class Session:
         for answer in session.answer("mini-teacher"): ...
 
     models: others than the shipped ones, by name. Everything raises ValueError with the remedy in it.
-    Public: ``sentence``, the prompt, whose last pair is the query; whether its truth is ``known``; ``current``,
+    Public: ``sentence``, the prompt, whose last pair is the query; whether its truth is ``known``;
+        ``current``,
     the answer that is shown; ``original``, the one before a token was chosen.
     """
 
@@ -134,7 +135,8 @@ class Session:
         """
         if not tasks.get(self.sentence.task).conflicting:
             raise ValueError(
-                f"labels of {self.sentence.task} have no two colours to choose: draw a prompt of segmentation "
+                f"labels of {self.sentence.task} have no two colours to choose: draw a prompt of "
+                f"segmentation "
                 f"or selection"
             )
         if tuple(foreground) == tuple(background):
@@ -204,7 +206,9 @@ class Session:
         self.current, self.original = self.original or self._answered(), None
 
     def pictures(self, answer: Answer) -> np.ndarray:
-        """Answers drawn, uint8 (A, S, S, 3); where one is not complete, its last token stands for those to come."""
+        """Answers drawn, uint8 (A, S, S, 3); where one is not complete, its last token stands for those to
+        come.
+        """
         ids = answer.of("ids")
         return images.to_uint8(
             self.tokenizer.decode(torch.cat([ids, ids[:, -1:].expand(-1, self.n - ids.shape[1])], 1))
@@ -224,7 +228,8 @@ class Session:
         )
 
     def inside(self, sample: int, place: int) -> tuple:
-        """At a place of an answer: what else could stand there (`lvmlab.evaluation.inspection.alternatives`), and
+        """At a place of an answer: what else could stand there (`lvmlab.evaluation.inspection.alternatives`),
+        and
         what the position that predicted it
         looked at (`lvmlab.evaluation.inspection.attention`)."""
         answer = self._answered(sample, place)
@@ -248,7 +253,8 @@ class Session:
         return json.dumps(record, default=_to_json)
 
     def replay(self, source: str | bytes) -> Iterator[Answer]:
-        """A recipe's prompt and its answer anew, as `answer` gives it; ``message`` of the last is whether it is
+        """A recipe's prompt and its answer anew, as `answer` gives it; ``message`` of the last is whether it
+        is
         the same, and what differs here.
         """
         try:

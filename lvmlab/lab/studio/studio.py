@@ -98,7 +98,8 @@ class Studio(anywidget.AnyWidget):
             end = {
                 "error": str(error)
                 if own
-                else f"Something went wrong that should not ({type(error).__name__}: {error}): draw another prompt."
+                else "Something went wrong that should not "
+                f"({type(error).__name__}: {error}): draw another prompt."
             }
         self.status = {"busy": ""} | end
 

@@ -1,4 +1,6 @@
-"""Edges: the scene's contours, white on black. Never trained. Scored by F with a 64th of the side as tolerance."""
+"""Edges: the scene's contours, white on black. Never trained. Scored by F with a 64th of the side as
+tolerance.
+"""
 
 import numpy as np
 

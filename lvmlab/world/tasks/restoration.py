@@ -13,7 +13,9 @@ def median(picture: np.ndarray) -> np.ndarray:
 
 
 class Restoration(Task):
-    """``degrade`` is all that a task adds. Scored by PSNR in dB, SSIM beside it; the source is the photograph."""
+    """``degrade`` is all that a task adds. Scored by PSNR in dB, SSIM beside it; the source is the
+    photograph.
+    """
 
     metric = "PSNR"
 

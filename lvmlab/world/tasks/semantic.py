@@ -1,4 +1,5 @@
-"""Semantic segmentation: each class of the sentence in a colour of its own; the prompt shows which. Score: mIoU.
+"""Semantic segmentation: each class of the sentence in a colour of its own; the prompt shows which. Score:
+mIoU.
 
 A sentence has two or three classes, and every picture shows one object of each.
 """
