@@ -155,7 +155,7 @@ def test_functions_are_short():
 def test_the_package_stays_thin():
     count = sum(statements(ast.parse(path.read_text())) for path in FILES)
     print(f"lvmlab: {count} statements in {len(FILES)} files")
-    assert count <= 6226, "raise this bound only in the commit that needs it, with the reason"
+    assert count <= 9545, "raise this bound only in the commit that needs it, with the reason"
 
 
 def test_every_file_says_what_it_is():
