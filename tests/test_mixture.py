@@ -56,7 +56,7 @@ def test_a_task_that_is_not_stored_is_named():
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"scheme": "balanced"}, "scheme"),
+        ({"scheme": "resampled"}, "scheme"),
         ({"weights": {"pose": 1}}, "weights"),
         ({"scheme": "balanced", "weights": {"pose": 0}}, "weights"),
         ({"scheme": "balanced", "weights": {"pose": -1, "derain": 3}}, "weights"),
