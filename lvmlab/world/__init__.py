@@ -1,9 +1,7 @@
-"""mini-world, the embedded benchmark: real photographs, objects with exact masks, bodies with keypoints, rain
-and blur.
+"""mini-world, the embedded benchmark: photographs, objects with masks, bodies with keypoints, rain and blur.
 
 Scenes are composed on the fly into pairs and sentences, and each task in `tasks/` scores its own answers. It
-imports
-`utils/`.
+imports `utils/`.
 """
 
 from lvmlab.world.laws import DEFAULT, V1, V2, Laws, of_size

@@ -40,8 +40,7 @@ class Encoding:
     """How a sentence draws its labels.
 
     ``colours`` in 0..255, foregrounds first and the background last, where the task has them; ``options``
-    what
-    else the task draws once a sentence.
+    what else the task draws once a sentence.
     """
 
     name: str = "natural"
@@ -104,9 +103,7 @@ def _listed_colours(rng: np.random.Generator, backgrounds: dict[str, Colour], he
 
 
 def free_palette(rng: np.random.Generator) -> Encoding:
-    """OpenPose's wheel turned and permuted: on black in half of the sentences, else on any ground that sets
-    it off.
-    """
+    """OpenPose's wheel turned and permuted, on black in half of the sentences, else on a distinct ground."""
     low, high = NEAR_TURNS
     turn = (high + rng.uniform(0, skeleton.TURNS - (high - low))) % skeleton.TURNS
     order = str(rng.choice(list(skeleton.ORDERS)))
@@ -124,8 +121,6 @@ def free_palette(rng: np.random.Generator) -> Encoding:
 
 
 def chosen(classes: list[str], draws: tuple[float, ...]) -> list[str]:
-    """As many different classes as there are ``draws`` in [0, 1), which stay what they are whatever the
-    classes.
-    """
+    """As many different classes as there are ``draws`` in [0, 1)."""
     left = list(classes)
     return [left.pop(int(draw * len(left))) for draw in draws]

@@ -18,7 +18,7 @@ MIRROR = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])
 
 @dataclass(frozen=True)
 class Placed:
-    """A sprite at its place: ``layer`` (h, w, 4) premultiplied float32, its corner at ``x``, ``y``."""
+    """A sprite at its place: ``layer`` (h, w, 4), premultiplied, with its top-left corner at ``x``, ``y``."""
 
     sprite: Sprite
     layer: np.ndarray
@@ -31,8 +31,7 @@ class Scene:
     """Objects over a photograph.
 
     ``image`` (S, S, 3) in [0, 1]; ``masks`` one visible alpha (S, S) an object, front objects cut out of
-    those
-    behind.
+    those behind.
     """
 
     image: np.ndarray
@@ -41,7 +40,7 @@ class Scene:
     masks: list[np.ndarray] = field(default_factory=list)
 
     def truth(self, sources: Sources) -> dict[str, np.ndarray]:
-        """``masks`` (objects, S, S) in 0..255 and ``classes`` (objects,), indices of `Sources.classes`."""
+        """``masks`` uint8 (n, S, S) and ``classes`` (n,), places in `Sources.classes`, of all objects."""
         classes = [sources.classes.index(item.sprite.klass) for item in self.placed]
         return {"masks": alphas_to_uint8(self.masks), "classes": np.array(classes)}
 
@@ -68,9 +67,7 @@ def background(sources: Sources, split: str, laws: Laws, rng: np.random.Generato
 
 
 def paste(canvas: np.ndarray, layer: np.ndarray, x: int, y: int) -> None:
-    """Composite a premultiplied (h, w, 4) layer over ``canvas`` (S, S, 3) in place; what lies outside is cut
-    off.
-    """
+    """Composite a premultiplied layer (h, w, 4) over ``canvas`` (S, S, 3) in place, cut off at its sides."""
     region, part = _overlap(canvas, layer, x, y)
     region *= 1 - part[..., 3:]
     region += part[..., :3]
@@ -85,8 +82,7 @@ def _overlap(canvas: np.ndarray, layer: np.ndarray, x: int, y: int) -> tuple[np.
 
 
 def visible(placed: list[Placed], size: int, max_hidden: float = 1.0) -> list[np.ndarray] | None:
-    """What is seen of each of ``placed``, back to front: its alpha (size, size) without what is in front of
-    it.
+    """What is seen of each of ``placed``, back to front: its alpha (size, size) without what hides it.
 
     None where one of them loses more than ``max_hidden`` of itself.
     """
@@ -117,9 +113,7 @@ def alphas_to_uint8(alphas: list[np.ndarray]) -> np.ndarray:
 def place(
     sprite: Sprite, laws: Laws, area: float, rng: np.random.Generator, rotation: float = 20.0
 ) -> np.ndarray:
-    """The sprite flipped, rotated by up to ``rotation`` degrees and scaled to ``area`` of the picture: (h, w,
-    4).
-    """
+    """The sprite flipped, rotated by up to ``rotation`` degrees, scaled to this share of the picture."""
     image = sprite.image
     if rng.random() < 0.5:
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
@@ -134,8 +128,7 @@ def place(
 
 
 def arrange(scene: Scene, sprites: list[Sprite], laws: Laws, rng: np.random.Generator) -> Scene:
-    """Paste ``sprites`` over the scene, back to front, inside the frame, none hidden by more than the law
-    allows.
+    """Paste ``sprites`` over the scene, back to front, inside the frame, none hidden unlawfully.
 
     Ten layouts are tried; if each hides too much, the objects are drawn again, smaller: the law's lower bound
     on area always admits a layout.
@@ -167,7 +160,7 @@ def arrange(scene: Scene, sprites: list[Sprite], laws: Laws, rng: np.random.Gene
 def objects_scene(
     sources: Sources, split: str, laws: Laws, rng: np.random.Generator, classes: list[str] | None = None
 ) -> Scene:
-    """Objects of any class over a photograph, as many as the law says; or one of each of ``classes``."""
+    """Objects over a photograph: of any class, as many as the law says, or one of each of ``classes``."""
     image, name = background(sources, split, laws, rng)
     if classes is None:
         fewest, most = laws.objects
@@ -182,8 +175,7 @@ class BodyScene:
     """A person over a photograph.
 
     ``image`` (S, S, 3) in [0, 1]; ``keypoints`` (17, 2) in pixels of the picture; ``visible`` (17,); ``box``
-    (x0,
-    y0, x1, y1); ``mask`` the body's alpha (S, S).
+    (x0, y0, x1, y1); ``mask`` the body's alpha (S, S).
     """
 
     image: np.ndarray
@@ -201,9 +193,7 @@ class BodyScene:
 
 
 def body_scene(sources: Sources, split: str, laws: Laws, rng: np.random.Generator) -> BodyScene:
-    """One body of this split, whole inside the frame, of lawful height (less only where it is wider than
-    high).
-    """
+    """One body of this split, inside the frame and of lawful height (less where it is wider than high)."""
     image, name = background(sources, split, laws, rng)
     sprite = sources.pick("bodies", split, rng)
     sheet, keypoints, visible = sprite.image, sprite.keypoints.copy(), sprite.visible

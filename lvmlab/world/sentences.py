@@ -1,6 +1,4 @@
-"""Visual sentences from mini-world: an encoding and pairs of one task, addressed by (seed, split, task,
-index).
-"""
+"""Visual sentences of mini-world: an encoding and pairs of one task, found by (seed, split, task, index)."""
 
 import zlib
 from dataclasses import dataclass

@@ -54,9 +54,7 @@ ORDERS = {  # which of the wheel's first thirteen colours each bone has
 
 
 def turned(turn: float, order: str = "straight") -> tuple[tuple[int, int, int], ...]:
-    """A palette: the wheel turned by ``turn`` of its 18 colours, its colours given to the bones in this
-    order.
-    """
+    """A palette: the wheel turned by ``turn`` of its 18 colours, which the bones take in this order."""
     return tuple(_hue(place + turn) for place in ORDERS[order])
 
 
@@ -74,12 +72,7 @@ SWAPPED = [0, *(i + (1 if i % 2 else -1) for i in range(1, 17))]  # left (odd) a
 _OPENPOSE_BONES = (*LIMBS, (NOSE, 2), (2, 4), (NOSE, 1), (1, 3))
 _OPENPOSE_JOINTS = (NOSE, NECK, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 DRAW_ORDER = (6, 9, 0, 1, 12, 7, 8, 10, 11, 2, 3, 4, 5)  # trunk first, arms last: hands lie over the body
-_CHAINS = (
-    (2, 3, 0),
-    (4, 5, 1),
-    (7, 8, 6),
-    (10, 11, 9),
-)  # upper bone, lower bone, the trunk bone they hang from
+_CHAINS = ((2, 3, 0), (4, 5, 1), (7, 8, 6), (10, 11, 9))  # upper bone, lower bone, the trunk bone above both
 
 
 def colours_of(palette: str | tuple) -> np.ndarray:
@@ -106,11 +99,16 @@ def draw(
 
 
 def draw_people(people: np.ndarray, size: int) -> np.ndarray:
-    """People (P, 17, 3), x, y and visibility, as DeLVM paints COCO: OpenPose's bones and joints on black,
-    uint8 (size, size, 3).
+    """People as DeLVM paints COCO: OpenPose's bones and joints on black.
 
-    Bones are 4 wide and joints of radius 8 at 256 px, in proportion at other sizes. What is not visible (0)
-    is left out.
+    Bones are 4 wide and joints of radius 8 at 256 px, in proportion at other sizes.
+
+    Args:
+        people: (P, 17, 3), x, y and visibility; what is not visible (0) is left out.
+        size: pixels a side.
+
+    Returns:
+        uint8 (size, size, 3).
     """
     fine = 2
     canvas = Image.new("RGB", (fine * size, fine * size))

@@ -1,9 +1,8 @@
 """Reading skeletons by fitting: the thirteen joints whose drawing looks most like the answer.
 
 A tokenizer of 64 tokens keeps where a bone lies better than which of two neighbouring hues it had, so pixels
-alone are a
-poor witness. Here all bones of a skeleton are drawn softly, differentiably, and moved until the drawing
-matches.
+alone are a poor witness. Here all bones of a skeleton are drawn softly, differentiably, and moved until the
+drawing matches.
 """
 
 import numpy as np
@@ -12,11 +11,8 @@ from torch import Tensor
 
 from lvmlab.world import skeleton
 
-SEARCH, STEPS, RATE = (
-    16,
-    44,
-    0.025,
-)  # Adam's steps from every start, then from the best one; its rate in sides
+SEARCH, STEPS = 16, 44  # Adam's steps from every start, then from the best one
+RATE = 0.025  # Adam's, in sides
 SIDE = 32  # pixels a side at which the drawing is compared
 SOFT = 0.7 / 64  # softness of a bone's edge
 DRAWN = list(skeleton.DRAWN)
@@ -25,12 +21,18 @@ DRAWN = list(skeleton.DRAWN)
 def read(
     pictures: np.ndarray, palettes: list[str | tuple], backgrounds: list[tuple[int, int, int]]
 ) -> np.ndarray:
-    """Label images, uint8 (B, S, S, 3), to keypoints (B, 17, 2) in pixels; NaN for eyes and ears and for
-    empty pictures.
+    """Label images to keypoints. Deterministic.
 
     Each fit starts at the direct reading, at the mean skeleton on the drawing's box, and at that skeleton
-    seen from
-    behind; the closest drawing wins. Deterministic.
+    seen from behind; the closest drawing wins.
+
+    Args:
+        pictures: uint8 (B, S, S, 3).
+        palettes: of each, by name or as thirteen colours in 0..255.
+        backgrounds: of each, in 0..255.
+
+    Returns:
+        (B, 17, 2) in pixels; NaN for eyes and ears and for empty pictures.
     """
     size = pictures.shape[1]
     target = torch.from_numpy(pictures.astype(np.float32) / 255)  # (B, S, S, 3)
@@ -73,9 +75,7 @@ def _starts(picture: np.ndarray, palette: str | tuple, background) -> tuple[np.n
 def fit(
     points: Tensor, target: Tensor, colours: Tensor, ground: Tensor, steps: int, rate: float
 ) -> tuple[Tensor, Tensor]:
-    """Joints (B, 13, 2) moved by Adam until their drawing matches ``target`` (B, P, 3); the joints and errors
-    (B,).
-    """
+    """Joints (B, 13, 2) moved by Adam until their drawing matches ``target`` (B, P, 3), and errors (B,)."""
     points = points.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([points], lr=rate)
     for step in range(steps):

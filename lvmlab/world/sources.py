@@ -1,8 +1,8 @@
 """The raw material of mini-world: photographs, object sprites and body sprites, each in exactly one split.
 
-The three tables are Parquet files in ``assets/world``; pictures stay compressed until first asked for.
-Sprites are kept
-with premultiplied alpha, so that resizing never bleeds the colour of invisible pixels into an edge.
+The three tables are Parquet files in ``assets/world``; pictures stay compressed until they are first used.
+Sprites are kept with premultiplied alpha, so that resizing never bleeds the colour of invisible pixels into
+an edge.
 """
 
 import copy
@@ -22,6 +22,8 @@ SPLITS = ("train", "val", "test", "shifted")
 
 @dataclass(frozen=True)
 class Photograph:
+    """A photograph and the one split that it is in."""
+
     name: str
     split: str
     image: Image.Image  # RGB, long side at most 512
@@ -32,8 +34,7 @@ class Sprite:
     """A cut-out: ``image`` is premultiplied ("RGBa"); ``area`` counts its opaque pixels.
 
     Objects carry ``klass`` and ``family``; bodies carry ``keypoints`` (17, 2) in pixels of the sprite, x
-    before y, in
-    COCO's order, and ``visible`` (17,).
+    before y, in COCO's order, and ``visible`` (17,).
     """
 
     name: str
@@ -78,7 +79,14 @@ def _sprite(row: dict) -> Sprite:
 
 
 class Sources:
-    """Every source of mini-world by split. ``pick(kind, split, rng)`` draws one uniformly."""
+    """Every source of mini-world by kind ("photographs", "objects", "bodies") and split.
+
+    Args:
+        folder: of the three tables; None: the shipped ones.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+    """
 
     def __init__(self, folder: Path | None = None):
         folder = folder or paths.assets() / "world"
@@ -89,20 +97,21 @@ class Sources:
         }
 
     def count(self, kind: str, split: str) -> int:
+        """How many sources there are."""
         return len(self.tables[kind].indices[split])
 
-    def pick(self, kind: str, split: str, rng: np.random.Generator):
+    def pick(self, kind: str, split: str, rng: np.random.Generator) -> Photograph | Sprite:
+        """One source, all alike likely."""
         table = self.tables[kind]
         return table.get(table.indices[split][rng.integers(len(table.indices[split]))])
 
-    def all(self, kind: str, split: str):
+    def all(self, kind: str, split: str) -> list[Photograph | Sprite]:
+        """Every source, in the table's order."""
         table = self.tables[kind]
         return [table.get(i) for i in table.indices[split]]
 
     def with_objects_of(self, split: str) -> "Sources":
-        """The same sources, but objects of every split come from ``split``: known objects on unknown
-        photographs.
-        """
+        """The same sources, but the objects of every split are those of ``split``."""
         other = copy.copy(self)
         objects = copy.copy(self.tables["objects"])
         objects.indices = dict.fromkeys(SPLITS, objects.indices[split])
@@ -110,17 +119,18 @@ class Sources:
         return other
 
     def limit_sources(self, split: str, **counts: int) -> "Sources":
-        """The same sources, but of each kind named only so many of ``split``: photographs, object families or
-        bodies, the first by name.
+        """The same sources, but fewer of ``split``.
+
+        Args:
+            split: whose sources are fewer; the other splits keep theirs.
+            counts: of each kind named, how many photographs, object families or bodies stay, first by name.
         """
         other = copy.copy(self)
         other.tables = dict(self.tables)
+        keys = {"photographs": "name", "objects": "family", "bodies": "body"}
         for kind, count in counts.items():
-            table, key = (
-                copy.copy(self.tables[kind]),
-                {"photographs": "name", "objects": "family", "bodies": "body"}[kind],
-            )
-            of = {i: table.rows[i][key] for i in table.indices[split]}
+            table = copy.copy(self.tables[kind])
+            of = {i: table.rows[i][keys[kind]] for i in table.indices[split]}
             names = sorted(set(of.values()))[:count]
             table.indices = {**table.indices, split: [i for i, name in of.items() if name in names]}
             other.tables[kind] = table
@@ -133,10 +143,12 @@ class Sources:
 
     @functools.cache  # noqa: B019  the table lives as long as the process
     def of_class(self, klass: str, split: str) -> list[int]:
+        """The rows of a class's objects."""
         table = self.tables["objects"]
         return [i for i in table.indices[split] if table.rows[i]["klass"] == klass]
 
     def pick_of_class(self, klass: str, split: str, rng: np.random.Generator) -> Sprite:
+        """One object of a class, all alike likely."""
         indices = self.of_class(klass, split)
         return self.tables["objects"].get(indices[rng.integers(len(indices))])
 

@@ -16,9 +16,7 @@ LAYERS = 3  # depths, near to far: shorter, thinner and fainter streaks
 
 @dataclass(frozen=True)
 class Rain:
-    """One weather: ``angle`` in degrees, ``length`` and ``density`` relative to the side, ``veil`` and
-    ``grey`` in [0, 1].
-    """
+    """One weather: ``angle`` in degrees, ``length`` and ``density`` by the side, the others in [0, 1]."""
 
     angle: float
     length: float
@@ -28,13 +26,13 @@ class Rain:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Rain":
-        return cls(
-            *(float(rng.uniform(*r)) for r in (RAIN_ANGLE, RAIN_LENGTH, RAIN_DENSITY, VEIL, VEIL_GREY))
-        )
+        """A weather from the ranges above."""
+        ranges = (RAIN_ANGLE, RAIN_LENGTH, RAIN_DENSITY, VEIL, VEIL_GREY)
+        return cls(*(float(rng.uniform(low, high)) for low, high in ranges))
 
 
 def rain(image: np.ndarray, weather: Rain, rng: np.random.Generator) -> np.ndarray:
-    """Rain over (S, S, 3) in [0, 1]: a grey veil, then bright streaks in three depths, as a new array."""
+    """A copy of (S, S, 3) in [0, 1] under rain: a grey veil, then bright streaks in three depths."""
     size = image.shape[0]
     out = image * (1 - weather.veil) + weather.veil * weather.grey
     for depth in range(LAYERS):
@@ -45,22 +43,18 @@ def rain(image: np.ndarray, weather: Rain, rng: np.random.Generator) -> np.ndarr
         length = 2 * size * weather.length * near
         angle = np.deg2rad(weather.angle + rng.normal(0, 3))
         dx, dy = length * np.sin(angle), length * np.cos(angle)
-        for x, y, jitter in zip(
-            *rng.uniform([[-0.2], [-0.3], [0.7]], [[1.2], [1.0], [1.3]], (3, count)), strict=True
-        ):
+        width = max(1, round(size / 32 * near))
+        starts = rng.uniform([[-0.2], [-0.3], [0.7]], [[1.2], [1.0], [1.3]], (3, count))
+        for x, y, jitter in zip(*starts, strict=True):
             x, y = 2 * size * x, 2 * size * y
-            pen.line(
-                (x, y, x + dx * jitter, y + dy * jitter), fill=255, width=max(1, round(size / 32 * near))
-            )
+            pen.line((x, y, x + dx * jitter, y + dy * jitter), fill=255, width=width)
         streaks = np.asarray(sheet.reduce(2), np.float32)[..., None] / 255
         out = out + streaks * (0.35 + 0.4 * near) * (0.95 - out)
     return np.clip(out, 0, 1)
 
 
 def motion_blur(image: np.ndarray, angle: float, length: float) -> np.ndarray:
-    """Average (S, S, 3) along a line of ``length`` (relative to the side) at ``angle`` degrees; edges are
-    mirrored.
-    """
+    """Average (S, S, 3) along a line of ``length`` sides at ``angle`` degrees; edges are mirrored."""
     from scipy.ndimage import shift
 
     size = image.shape[0]

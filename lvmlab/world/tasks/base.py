@@ -1,5 +1,4 @@
-"""What a task is: an encoding drawn once a sentence, pairs drawn from mini-world, a score read back from the
-label.
+"""What a task is: an encoding drawn once a sentence, pairs drawn from mini-world, a score read from labels.
 
 Everything here works on ``Pair``s of uint8 pictures. Randomness comes only from the generator handed in, so
 that (seed, split, task, index) always gives the same sentence.
@@ -23,8 +22,7 @@ class Pair:
 
     - ``masks`` uint8 (n, S, S): the visible alpha of every object, or of the body;
     - ``classes`` (n,): the class of each, a place in `Sources.classes`, or their number for a body;
-    - ``label masks``: the same of the label, where it shows the same classes at other places (motion,
-    category);
+    - ``label masks``: the same of a label that shows the classes at other places (motion, category);
     - ``keypoints`` (17, 2) in pixels, ``visible`` (17,) and ``box`` (x0, y0, x1, y1), where a body is.
 
     Under rain or blur the clean picture is the label.
@@ -64,9 +62,7 @@ class Task(ABC):
         return [self.pair(sources, split, laws, encoding, rng) for _ in range(pairs)]
 
     def score(self, answer: np.ndarray, pair: Pair, encoding: Encoding) -> dict[str, float]:
-        """The scores of one answer, uint8 (S, S, 3), by name; ``metric`` is the one that skill is computed
-        from.
-        """
+        """The scores of one answer, uint8 (S, S, 3), by name; skill is computed from ``metric``."""
         raise NotImplementedError(f"answers to {self.name} are not scored")
 
     def scores(
@@ -84,9 +80,7 @@ class Task(ABC):
         return {"query": query.image, "last label": examples[-1].label}
 
     def landmarks(self, examples: list[Pair], query: Pair, encoding: Encoding) -> dict[str, np.ndarray]:
-        """Answers without a model that look at the query's truth, by name: worth beating, never part of
-        skill.
-        """
+        """Answers without a model that look at the truth, by name: worth beating, never part of skill."""
         return {}
 
     def relabel(self, pair: Pair, encoding: Encoding) -> Pair:
@@ -95,7 +89,7 @@ class Task(ABC):
 
 
 def paint(masks: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """A label image, uint8 (S, S, 3): alphas (n, S, S) or (S, S), each in its foreground."""
+    """A label image, uint8 (S, S, 3): alphas (n, S, S) or (S, S), each in its colour over the background."""
     *foregrounds, background = (np.asarray(c, np.float32) for c in encoding.colours)
     masks = masks.reshape(-1, *masks.shape[-2:], 1)
     picture = (1 - masks.sum(0)) * background
@@ -105,9 +99,7 @@ def paint(masks: np.ndarray, encoding: Encoding) -> np.ndarray:
 
 
 def read_regions(answer: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The place of the nearest of the encoding's colours at each pixel; the last one is the background: (S,
-    S).
-    """
+    """Which of the encoding's colours is nearest at each pixel, (S, S); the last is the background."""
     colours = np.asarray(encoding.colours, np.float32)
     return ((answer.astype(np.float32)[:, :, None] - colours) ** 2).sum(-1).argmin(-1)
 
@@ -126,9 +118,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures, capped at 60; ``where`` (S, S) bool limits the
-    pixels.
-    """
+    """Peak signal-to-noise ratio in dB of uint8 pictures, at most 60; ``where`` bool (S, S)."""
     error = (a.astype(np.float32) - b.astype(np.float32)) ** 2
     mse = (error if where is None else error[where]).mean()
     return float(min(60.0, 10 * np.log10(255**2 / max(mse, 1e-9))))

@@ -1,6 +1,6 @@
-"""Category: two pictures of one class, the class being the sentence's (LVM's category sentences, arXiv
-2312.00785).
+"""Category: two pictures of one class, which is the sentence's.
 
+These are LVM's category sentences (arXiv 2312.00785).
 It is trained on, so that a model learns what the objects of a class share, and not scored: any other picture
 of the class is a right answer.
 """

@@ -1,6 +1,4 @@
-"""Edges: the scene's contours, white on black. Never trained. Scored by F with a 64th of the side as
-tolerance.
-"""
+"""Edges: the scene's contours, white on black. Never trained. Score: F within a 64th of the side."""
 
 import numpy as np
 

@@ -17,9 +17,7 @@ class Pose(Task):
         return self._listed(rng, held_out)
 
     def _listed(self, rng, held_out):
-        """Seven sentences of ten are OpenPose's colours on black; the rest another ground or left and right
-        exchanged.
-        """
+        """Seven sentences of ten are OpenPose's colours on black; others change the ground or the sides."""
         palette, ground = "openpose", "black"
         draw, other = rng.random(), str(rng.choice(("navy", "maroon")))
         if held_out:

@@ -13,9 +13,7 @@ def median(picture: np.ndarray) -> np.ndarray:
 
 
 class Restoration(Task):
-    """``degrade`` is all that a task adds. Scored by PSNR in dB, SSIM beside it; the source is the
-    photograph.
-    """
+    """``degrade`` is all that a task adds. Scored by PSNR in dB and by SSIM; a source is a photograph."""
 
     metric = "PSNR"
 

@@ -1,5 +1,4 @@
-"""Semantic segmentation: each class of the sentence in a colour of its own; the prompt shows which. Score:
-mIoU.
+"""Semantic segmentation: each class of a sentence in a colour of its own, as the prompt shows. Score: mIoU.
 
 A sentence has two or three classes, and every picture shows one object of each.
 """
