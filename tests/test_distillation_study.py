@@ -34,6 +34,7 @@ def test_arms_differ_in_what_they_say_alone():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alone", "forward", "pose, forward"])
 def test_an_arm_tunes_trains_and_scores(cache, name):
     record = study.arm(name, TINY)
@@ -77,6 +78,7 @@ def test_val_drops_objectives_early(cache, monkeypatch):
     assert set(study.ARMS) - set(study.chosen(TINY)) == {"reverse", "on-policy"}
 
 
+@pytest.mark.slow
 def test_a_size_trains_along_a_trunk(cache):
     setting = scaling.Setting(
         budgets=(5, 10), tokens=1024, seeds=1, groups=2, prompts=2, tune=2, precision="fp32"

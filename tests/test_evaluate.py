@@ -114,6 +114,7 @@ def test_the_answers_loss_is_that_of_training_on_it_alone(tokenizer, lvm):
     )
 
 
+@pytest.mark.slow
 def test_every_planned_job_can_be_scored(tokenizer):
     for job in plan(4):
         scorer = Scorer(replace(job, prompts=1), tokenizer)

@@ -115,6 +115,7 @@ def test_features_read_both_ways_and_every_parameter_learns(kind):
     assert ((layers[0][0] - layers[1][0]).abs().amax(2) > 1e-7).all(), "the last patch is seen from the first"
 
 
+@pytest.mark.slow
 def test_it_learns():
     model, pictures = PatchLM.from_shape(TINY), images(8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

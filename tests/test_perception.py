@@ -30,6 +30,7 @@ def rows(tokenizer, cache):
         return perception(tokenizer, ASKED, SCALE, name="tiny-v2", workers=0, progress=False)
 
 
+@pytest.mark.slow
 def test_each_task_has_a_row_an_input_with_as_many_steps(rows):
     assert [(r["task"], r["reads"]) for r in rows] == [(t, i) for t in ASKED for i in study.INPUTS]
     for row in rows:
@@ -37,6 +38,7 @@ def test_each_task_has_a_row_an_input_with_as_many_steps(rows):
         assert np.isfinite(row["score"]) and row["low"] <= row["score"] <= row["high"]
 
 
+@pytest.mark.slow
 def test_stored_rows_are_read_by_the_evaluation(rows, tokenizer):
     assert {(r["task"], r["reads"], r["score"]) for r in perception_rows(tokenizer.fingerprint)} == {
         (r["task"], r["reads"], r["score"]) for r in rows
@@ -47,12 +49,14 @@ def test_stored_rows_are_read_by_the_evaluation(rows, tokenizer):
     assert perception_ceiling("0" * 16, "pose") is None
 
 
+@pytest.mark.slow
 def test_table_and_chart(rows):
     frame = table(rows)
     assert list(frame["task"]) == list(ASKED) and {"pixels", "round trip", "codes"} <= set(frame)
     assert len(chart(rows).patches) == len(rows)
 
 
+@pytest.mark.slow
 def test_pairs_of_ones_own(tokenizer, cache):
     rng = np.random.default_rng(0)
     own = [rng.integers(256, size=(2, 32, 32, 3), dtype=np.uint8) for _ in range(6)]
@@ -126,6 +130,7 @@ def test_regions_are_painted_in_the_sentences_order():
     assert np.allclose(painted.astype(int), pair.label, atol=2)  # the masks were rounded to bytes
 
 
+@pytest.mark.slow
 def test_a_specialist_that_was_stopped_scores_the_same_when_it_is_asked_again(tokenizer, tmp_path):
     scale = Scale(examples=4, val=2, steps=40, round=1, batch=2, gain=1e9)
     data = {s: draw("segmentation", s, n, LAWS, workers=0) for s, n in (("train", 4), ("val", 2))}

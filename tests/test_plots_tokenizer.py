@@ -301,6 +301,7 @@ def test_the_shipped_run_is_the_one_the_notebook_asks_for():
     assert runs.key(study.STUDY, study.Setting().config()) in [p.stem for p in shipped]
 
 
+@pytest.mark.slow
 def test_a_comparison_is_computed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "assets", lambda: tmp_path / "assets")
     monkeypatch.setattr(paths, "cache", lambda: tmp_path / "cache")

@@ -62,6 +62,7 @@ def test_features_are_extracted_once_and_are_those_of_the_model(three, cache, mo
     assert np.abs(again.mean((0, 1)) - (again.means[0].astype(np.float32) + again.means[1]) / 2).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_probes_read_what_is_there_and_nothing_from_noise(three):
     train, val, test = three
     for predicted in (
@@ -93,6 +94,7 @@ def test_balanced_accuracy_is_the_mean_of_recalls_and_its_interval_goes_by_sourc
     assert wide["high"] - wide["low"] != narrow["high"] - narrow["low"]
 
 
+@pytest.mark.slow
 def test_more_classes_than_a_few_take_torch(three, monkeypatch):
     monkeypatch.setattr(probe, "FEW_CLASSES", 2)
     train, val, test = three

@@ -76,6 +76,7 @@ def test_arms_differ_in_what_they_say_alone():
     )
 
 
+@pytest.mark.slow
 def test_arms_train_and_are_probed_and_what_is_stored_is_found_again(cache, monkeypatch):
     found = {name: study.arm(name, TINY) for name in ("small", "pixels by patches")}
     test, row = study.pictures("test", TINY), found["small"]["result"][1]
